@@ -1,0 +1,29 @@
+// CPU kernels are compiled once per instruction set, in a namespace of that name, and chosen at run time.
+#pragma once
+
+namespace fastdiff {
+
+enum class CpuLevel { baseline, avx2, avx512, amx };
+
+CpuLevel cpu_level();
+const char* cpu_level_name();
+void cap_cpu_level(const char* name);
+
+}  // namespace fastdiff
+
+// FASTDIFF_DECLARE_CPU(void, film_kernel, (const FilmArgs&, int64_t, int64_t)) declares the variants of a kernel;
+// FASTDIFF_CPU(film_kernel)(args, begin, end) calls the one for this machine.
+#ifdef FASTDIFF_X86
+#define FASTDIFF_DECLARE_CPU(type, name, arguments)      \
+  namespace baseline { type name arguments; }            \
+  namespace avx2 { type name arguments; }                \
+  namespace avx512 { type name arguments; }
+#define FASTDIFF_CPU(name)                                                  \
+  (::fastdiff::cpu_level() >= ::fastdiff::CpuLevel::avx512 ? avx512::name   \
+   : ::fastdiff::cpu_level() >= ::fastdiff::CpuLevel::avx2 ? avx2::name     \
+                                                           : baseline::name)
+#else
+#define FASTDIFF_DECLARE_CPU(type, name, arguments) \
+  namespace baseline { type name arguments; }
+#define FASTDIFF_CPU(name) baseline::name
+#endif

@@ -1,0 +1,24 @@
+"""Diffusion: noise schedules, samplers, guidance, and the model that trains and samples."""
+
+from fastdiff.diffusion.betas import karras_sigmas
+from fastdiff.diffusion.generate import DDPMSampler, generate_images, generate_interpolation
+from fastdiff.diffusion.interpolation import slerp
+from fastdiff.diffusion.loop import run_sampler, sample
+from fastdiff.diffusion.model import DiffusionModel
+from fastdiff.diffusion.samplers import SAMPLERS, spaced_timesteps
+from fastdiff.diffusion.schedule import NoiseScheduler, add_noise
+
+__all__ = [
+    "SAMPLERS",
+    "DDPMSampler",
+    "DiffusionModel",
+    "NoiseScheduler",
+    "add_noise",
+    "generate_images",
+    "generate_interpolation",
+    "karras_sigmas",
+    "run_sampler",
+    "sample",
+    "slerp",
+    "spaced_timesteps",
+]

@@ -1,0 +1,155 @@
+"""The U-Net of diffusion models: residual blocks and self-attention at several resolutions, with skips across."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample
+from ..nn.init import zeroed
+from ..nn.norm import Norm, norm_silu
+from ..nn.residual import Conditioning
+from .denoiser import Denoiser, constructor_arguments
+
+
+class Stage(nn.Module):
+    """A residual block, then self-attention where there is any."""
+
+    def __init__(self, residual: TimeResidualBlock, attention: AttentionBlock | None) -> None:
+        super().__init__()
+        self.residual = residual
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        x = self.residual(x, emb)
+        return x if self.attention is None else self.attention(x)
+
+
+class Level(nn.Module):
+    """The stages at one resolution and the way to the next. The U-Net runs them, as skips leave or join in between."""
+
+    def __init__(self, stages: Sequence[Stage], resample: Downsample | Upsample | None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.resample = resample
+
+
+class UNet(Denoiser):
+    """U-Net for images of any size from 2^(levels - 1) pixels on, odd sizes included.
+
+    Down: at each level num_res_blocks residual blocks, then a halving; up: one block more per level, each with a
+    skip. Every result on the way down, those of the first convolution and of the halvings included, is one skip.
+    In the middle residual block, attention, residual block. The last convolution starts at zero.
+
+    in_channels, out_channels: of the images and of the prediction (None: in_channels).
+    model_channels, channel_multipliers: level i has model_channels * channel_multipliers[i] channels.
+    time_embed_dim: width of the embedding of t and label that all blocks receive, even.
+    attention_resolutions: down-sampling factors, not sizes in pixels: 1 is the full image, 2 half its height and
+        width, 4 a quarter; factors that the network does not reach are passed over. (2, 4) with three multipliers
+        means the two deepest levels.
+    norm: group, instance or batch, in the residual blocks and before the last convolution; attention has group norm.
+    groups: of the group norms, a divisor of all channel numbers, sums with skips included; None: for each norm the
+        largest divisor of its channels not above 32. eps: added to the variance in all norms.
+    head_dim: channels of one attention head; None: 64, or all channels where they are fewer.
+    num_classes: None without labels. conditioning, dropout: see `TimeResidualBlock`.
+
+    Raises ValueError naming the argument. Calls: see `Denoiser.forward`.
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B; Dhariwal & Nichol 2021,
+    "Diffusion Models Beat GANs on Image Synthesis", section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        model_channels: int = 64,
+        time_embed_dim: int = 256,
+        channel_multipliers: Sequence[int] = (1, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (2, 4),
+        norm: Norm = "group",
+        num_classes: int | None = None,
+        groups: int | None = None,
+        eps: float = 1e-5,
+        head_dim: int | None = None,
+        conditioning: Conditioning = "scale_shift",
+        dropout: float = 0.0,
+        out_channels: int | None = None,
+    ) -> None:
+        config = constructor_arguments(locals())
+        if not channel_multipliers or min(channel_multipliers) < 1:
+            raise ValueError(f"channel_multipliers must be one or more numbers from 1 on, got {channel_multipliers}")
+        if num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}")
+        if any(f < 1 or f & (f - 1) for f in attention_resolutions):
+            raise ValueError(
+                "attention_resolutions must be down-sampling factors, powers of two (1, 2, 4, ...), "
+                f"got {attention_resolutions}"
+            )
+        levels = len(channel_multipliers)
+        super().__init__(in_channels, time_embed_dim, num_classes, levels, config)
+
+        residual = partial(
+            TimeResidualBlock,
+            time_embed_dim=time_embed_dim,
+            conditioning=conditioning,
+            norm=norm,
+            groups=groups,
+            eps=eps,
+            dropout=dropout,
+        )
+        attention = partial(AttentionBlock, head_dim=head_dim, groups=groups, eps=eps)
+
+        def stage(inputs: int, outputs: int, level: int) -> Stage:
+            attends = 2**level in attention_resolutions
+            return Stage(residual(inputs, outputs), attention(outputs) if attends else None)
+
+        widths = [model_channels * m for m in channel_multipliers]
+        self.conv_in = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+
+        channels, skips = model_channels, [model_channels]
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            inputs = [channels] + [width] * (num_res_blocks - 1)
+            down = Downsample(width) if level < levels - 1 else None
+            self.down.append(Level([stage(c, width, level) for c in inputs], down))
+            skips += [width] * (num_res_blocks + (down is not None))
+            channels = width
+
+        self.middle = nn.ModuleList(
+            [Stage(residual(channels, channels), attention(channels)), Stage(residual(channels, channels), None)]
+        )
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            inputs = [channels] + [width] * num_res_blocks
+            up = Upsample(width) if level > 0 else None
+            self.up.append(Level([stage(c + skips.pop(), width, level) for c in inputs], up))
+            channels = width
+
+        self.norm_out = norm_silu(norm, channels, groups, eps)
+        self.conv_out = zeroed(nn.Conv2d(channels, in_channels if out_channels is None else out_channels, 3, padding=1))
+
+    def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(x)
+        skips = [x]
+        for level in self.down:
+            for stage in level.stages:
+                x = stage(x, emb)
+                skips.append(x)
+            if level.resample is not None:
+                x = level.resample(x)
+                skips.append(x)
+
+        for stage in self.middle:
+            x = stage(x, emb)
+
+        for level in self.up:
+            for stage in level.stages:
+                x = stage(torch.cat((x, skips.pop()), dim=1), emb)
+            if level.resample is not None:
+                x = level.resample(x, size=skips[-1].shape[2:])
+
+        return self.conv_out(self.norm_out(x))

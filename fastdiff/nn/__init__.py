@@ -1,0 +1,25 @@
+"""Layers and blocks on top of `fastdiff.ops`."""
+
+from .attention import AttentionBlock
+from .blocks import DownBlock, UpBlock
+from .embedding import LabelEmbedding, TimeEmbedding, TimeMLP
+from .film import FiLM
+from .norm import GroupNorm, GroupNormSiLU, default_groups
+from .resample import Downsample, Upsample
+from .residual import TimeResidualBlock
+
+__all__ = [
+    "AttentionBlock",
+    "DownBlock",
+    "Downsample",
+    "FiLM",
+    "GroupNorm",
+    "GroupNormSiLU",
+    "LabelEmbedding",
+    "TimeEmbedding",
+    "TimeMLP",
+    "TimeResidualBlock",
+    "UpBlock",
+    "Upsample",
+    "default_groups",
+]

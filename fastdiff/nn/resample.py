@@ -1,0 +1,28 @@
+"""Halving and doubling of an image's height and width, with a 3x3 convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Downsample(nn.Conv2d):
+    """3x3 convolution with stride 2: [N, C, H, W] to [N, C, ceil(H/2), ceil(W/2)]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Nearest neighbour to the given size, twice the image's unless given, then a 3x3 convolution.
+
+    x: [N, C, H, W]; size: (height, width) of the result, so that an odd size that was halved can be met again.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        size = (2 * x.shape[2], 2 * x.shape[3]) if size is None else size
+        return super().forward(F.interpolate(x, size=size, mode="nearest"))

@@ -20,7 +20,7 @@ if MODE not in MODES:
     sys.exit(f"FASTDIFF_BUILD must be one of {', '.join(MODES)}, got {MODE!r}")
 
 ROOT = Path(__file__).parent.resolve()
-PRODUCTS = ("libfastdiff_ops.so", "libfastdiff_ops.dylib", "_C*.so")
+PRODUCTS = ("libfastdiff_ops.so", "libfastdiff_ops.dylib", "_C*.so", "_build.json")
 
 
 def find_nvcc() -> str | None:
@@ -33,25 +33,23 @@ class CMakeBuild(build_ext):
     """Builds both libraries and records in fastdiff/_build.json what was asked for and what came of it."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split("."), "_build.json"))  # the record is the one file that every build leaves
+        return "fastdiff/_build.json"  # setuptools expects one file: the record is the one that every build leaves
 
     def build_extension(self, ext: Extension) -> None:
-        record = Path(self.get_ext_fullpath(ext.name)).resolve()
-        record.parent.mkdir(parents=True, exist_ok=True)
-        for pattern in PRODUCTS:  # what an earlier build left must not pass for this one's
-            for old in record.parent.glob(pattern):
-                old.unlink()
+        package = Path(self.build_lib, "fastdiff").resolve()
+        package.mkdir(parents=True, exist_ok=True)
+        _remove_products(package)
         outcome = {"requested": MODE, "compiled": [], "note": ""}
         if MODE != "none":
             try:
-                outcome |= self._compile(record.parent)
+                outcome |= self._compile(package)
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
                 if MODE != "auto":
                     raise
                 outcome["note"] = f"the native build failed ({error}); every op runs as plain torch"
         if outcome["note"]:
             print(f"fastdiff: {outcome['note']}", file=sys.stderr)
-        record.write_text(json.dumps(outcome, indent=1) + "\n")
+        (package / "_build.json").write_text(json.dumps(outcome, indent=1) + "\n")
 
     def _compile(self, package: Path) -> dict:
         nvcc = find_nvcc() if MODE in ("auto", "cuda") else None
@@ -81,16 +79,22 @@ class CMakeBuild(build_ext):
         return {"compiled": ["cpu", "cuda"] if nvcc else ["cpu"], "note": note}
 
     def get_outputs(self) -> list[str]:
-        package = Path(self.get_ext_fullpath("fastdiff")).parent
-        return super().get_outputs() + [str(p) for pattern in PRODUCTS for p in package.glob(pattern)]
+        return [str(p) for p in sorted(self._built())]
 
     def copy_extensions_to_source(self) -> None:  # an editable install runs from the source folder
-        built, source = Path(self.get_ext_fullpath("fastdiff")).parent, ROOT / "fastdiff"
-        for pattern in (*PRODUCTS, "_build.json"):
-            for old in source.glob(pattern):
-                old.unlink()
-            for product in Path(built if self.inplace is False else built).glob(pattern):
-                shutil.copy2(product, source)
+        _remove_products(ROOT / "fastdiff")
+        for product in self._built():
+            shutil.copy2(product, ROOT / "fastdiff")
+
+    def _built(self) -> list[Path]:
+        return [p for pattern in PRODUCTS for p in Path(self.build_lib, "fastdiff").glob(pattern)]
 
 
-setup(ext_modules=[Extension("fastdiff", sources=[])], cmdclass={"build_ext": CMakeBuild})
+def _remove_products(package: Path) -> None:
+    """What an earlier build left must not pass for this one's."""
+    for pattern in PRODUCTS:
+        for old in package.glob(pattern):
+            old.unlink()
+
+
+setup(ext_modules=[Extension("fastdiff._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

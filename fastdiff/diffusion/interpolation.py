@@ -11,7 +11,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fraction: float | torch.Tensor) -> t
         sin((1 - f) w) / sin(w) a + sin(f w) / sin(w) b,    w: the angle between a and b
 
     The straight mix of two independent noises has 0.71 of their spread halfway, which no network was trained on; this
-    has all of it. fraction: a number or [N]. Parallel images are mixed straight. Raises ValueError for different shapes.
+    has all of it. fraction: a number or [N]. Parallel images are mixed straight. Raises ValueError for two shapes.
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,15 +55,13 @@ def run_sampler(
     rows = coefficients.to(x.device, torch.float32)
     positions = torch.arange(count, device=x.device)
     ts = torch.tensor(list(timesteps), device=x.device)[:, None].repeat(1, x.shape[0])  # [K, N]
-    kept_after = {math.ceil((f + 1) * count / frames) - 1 for f in range(frames)}
+    kept_after = {(f + 1) * count // frames - 1 for f in range(frames)}
 
     kept, x0 = [], None
     for k in tqdm(range(count), desc="sampling", unit="step", disable=not progress):
         m = denoise(x, ts[k]).to(x.dtype)
-        x, x0 = ops.sampler_step(
-            x, m, rows[k], x0 if multistep[k] else None,
-            clip=clip, seeds=seeds if noisy[k] else None, step=positions[k],
-        )  # fmt: skip
+        previous, keys = x0 if multistep[k] else None, seeds if noisy[k] else None
+        x, x0 = ops.sampler_step(x, m, rows[k], previous, clip=clip, seeds=keys, step=positions[k])
         if k in kept_after:
             kept.append(x)
         if callback is not None:
@@ -144,11 +141,8 @@ def sample(
             own = seeds[part]
             x = start_noise((len(own), *shape[1:]), own) if x_start is None else x_start[part].to(device)
             denoise = guided(network, None if labels is None else labels[part], guidance, guidance_rescale)
-            done.append(
-                run_sampler(
-                    denoise, x, timesteps, coefficients, clip=clip, seeds=own, progress=progress, frames=frames
-                )
-            )  # fmt: skip
+            options = {"clip": clip, "seeds": own, "progress": progress, "frames": frames}
+            done.append(run_sampler(denoise, x, timesteps, coefficients, **options))
     images = torch.cat([batch for batch, _ in done])
     return (images, torch.cat([kept for _, kept in done], dim=1)) if frames else images
 

@@ -164,8 +164,8 @@ class DiffusionModel(nn.Module):
     ) -> torch.Tensor:
         """x_{t-1} [N, ...] from x_t and the network's output, unclipped, without noise where t = 0.
 
-        Ho et al. 2020, equation 11 and algorithm 2, with the posterior's variance. The noise is keyed by seed, image and t.
-        t: int [N], may differ between images. predicted_noise: the network's output, x0 or v where the model predicts that.
+        Ho et al. 2020, equation 11 and algorithm 2, with the posterior's variance. Seed, image and t key the noise.
+        t: int [N], may differ between images. predicted_noise: the network's output, be it eps, x0 or v.
         Raises TypeError or ValueError naming the argument.
         """
         # The timestep goes into the image's number, for a loop with one seed must not see the same noise in each step.
@@ -235,7 +235,7 @@ class DiffusionModel(nn.Module):
             labels = torch.as_tensor(labels).to(x0.device, torch.int64)
         seeds = ops.image_seeds(ops.draw_seed(), len(x0)) if seeds is None else seeds
         loss = self.keyed_loss(x0, labels, seeds.to(x0.device), step)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             cause = "finite: lower the learning rate" if x0.isfinite().all() else "not finite"
             raise FloatingPointError(f"the loss is {value}; the images are {cause}")

@@ -1,4 +1,4 @@
-"""What the network predicts, the noise ('eps'), the image ('x0') or the velocity ('v'), and the way from it to the image.
+"""What the network predicts: the noise ('eps'), the image ('x0') or the velocity ('v'); and the way to the image.
 
     eps = noise        x0 = x0        v = sqrt(abar) noise - sqrt(1 - abar) x0
 

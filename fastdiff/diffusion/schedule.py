@@ -18,8 +18,8 @@ SCHEDULES = ("linear", "cosine", "scaled_linear", "sigmoid")
 class NoiseScheduler(nn.Module):
     """A noise schedule q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) with T timesteps. Ho et al. 2020, equation 4.
 
-    Tables [T] are computed in float64 and kept as float32 buffers, not part of the state_dict and float32 whatever dtype
-    the model around them is cast to: `betas`, `alphas`, `alphas_cumprod` (abar), `alphas_cumprod_prev`,
+    Tables [T] are computed in float64 and kept as float32 buffers, outside of the state_dict and float32 whatever the
+    model around them is cast to: `betas`, `alphas`, `alphas_cumprod` (abar), `alphas_cumprod_prev`,
     `sqrt_alphas_cumprod`, `sqrt_one_minus_alphas_cumprod`, `snr` (abar / (1 - abar)), `posterior_variance`,
     `posterior_mean_coef1` and `posterior_mean_coef2` (Ho et al. 2020, equation 7). `exact` holds the same tables in
     float64 on the CPU.

@@ -15,7 +15,6 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-import torch
 
 from ._define import NAMESPACE, REGISTRY, Op
 
@@ -87,8 +86,6 @@ def load() -> Native:
                 f"{paths[0].name} was built from other sources: {NAMESPACE}::{name} takes ({signature}), "
                 f"the schema says ({stated}); install fastdiff again"
             )
-        if key == "CUDA" and not torch.backends.cuda.is_built():
-            continue
         if name in disabled or name.removesuffix("_backward") in disabled:
             continue
         error = library.fastdiff_register(name.encode(), key.encode())

@@ -32,7 +32,7 @@ from ._define import Sample, define
 from ._philox import MASK, Words, box_muller, join64, philox4x32, split64
 
 
-__all__ = ["Purpose", "draw_seed", "image_seeds", "philox_normal", "philox_uniform"]
+__all__ = ["Purpose", "draw_seed", "image_seeds", "philox_normal", "philox_uniform", "wrap64"]
 
 
 class Purpose(IntEnum):
@@ -161,4 +161,5 @@ def draw_seed(seed: int | None = None, generator: torch.Generator | None = None)
         if generator is not None:
             raise ValueError("give seed or generator, not both")
         return seed
-    return int(torch.randint(2**63 - 1, (), generator=generator))
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))

@@ -1,0 +1,5 @@
+"""python -m fastdiff"""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,178 @@
+"""The command line. Exit codes: 0 done, 1 it failed (one line on stderr says why), 2 wrong arguments, 128 + N ended by signal N."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__
+
+# Spellings that users know from elsewhere, for options of `train`.
+TRAIN_ALIASES = {
+    "--lr": "--training.lr",
+    "--learning-rate": "--training.lr",
+    "--steps": "--training.steps",
+    "--batch-size": "--training.batch_size",
+    "--seed": "--training.seed",
+    "--device": "--training.device",
+    "--run-dir": "--logging.run_dir",
+    "--output-dir": "--logging.run_dir",
+    "--num-samples": "--logging.num_samples",
+    "--data-root": "--data.root",
+}
+
+
+class UsageError(ValueError):
+    """Wrong arguments: exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code. Errors that a user can mend are one line, without a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UsageError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        return 1
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: BaseException | str, code: int) -> int:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    print(f"fastdiff: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "sample": _sample, "doctor": _doctor}
+    parser = _Parser(prog="fastdiff", description="Train and sample diffusion models.", epilog="fastdiff COMMAND --help says more.")
+    parser.add_argument("--version", action="version", version=f"fastdiff {__version__}")
+    parser.add_argument("command", choices=commands, help="train a model, sample from one, or check this installation")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(argv[:1])
+    return commands[chosen.command](argv[1:])
+
+
+def _train(argv: list[str]) -> int:
+    from .config import config_parser, load_config, named_config
+
+    parser = _Parser(
+        prog="fastdiff train",
+        usage="fastdiff train CONFIG [--resume [RUN]] [--run-dir DIR] [--SECTION.KEY VALUE ...]",
+        description="Train a model and leave its run folder. CONFIG: digits, mnist, or a .yaml file.",
+        epilog=f"Short for: {', '.join(f'{short} ({full})' for short, full in TRAIN_ALIASES.items())}.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="digits, mnist, or a .yaml file; may be left out with --resume")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN",
+        help="go on in this run folder; without RUN, in the newest one (of CONFIG, where given)",
+    )  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
+    known, rest = parser.parse_known_args([_alias(word) for word in argv])
+    if known.help:
+        parser.print_help()
+        options = config_parser(named_config(known.config) if known.config else None, usage=argparse.SUPPRESS)
+        print("\n" + options.format_help().partition("options:\n")[2])
+        return 0
+    if known.config is None and known.resume is None:
+        parser.error("CONFIG is missing: digits, mnist, or a .yaml file")
+
+    from .training import latest_run, train_run
+
+    folder = None
+    if known.resume is not None:
+        folder = Path(known.resume) if known.resume else latest_run(known.config)
+        if not (folder / "config.yaml").is_file():
+            raise UsageError(f"--resume: {folder} is not a run folder, it has no config.yaml")
+    try:
+        config = load_config(folder / "config.yaml" if folder else known.config, rest)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    result = train_run(config, folder)
+    if result.stopped_by is not None:
+        print(f"stopped by {result.stopped_by} after step {result.step}; go on with: fastdiff train --resume {result.folder}")
+        return 128 + signal.Signals[result.stopped_by]
+    print("\n".join(f"  {name.replace('_', ' '):26}{value}" for name, value in result.figures.items()))
+    print(f"pictures and report: {result.folder}/report.html\nmore samples: fastdiff sample {result.folder}")
+    return 0
+
+
+def _alias(word: str) -> str:
+    """--batch_size and --batch-size (also with =value) as the option they are short for."""
+    name, equals, value = word.partition("=")
+    full = TRAIN_ALIASES.get(name.replace("_", "-")) if name.startswith("--") and "." not in name else None
+    return word if full is None else full + equals + value
+
+
+def _sample(argv: list[str]) -> int:
+    parser = _Parser(prog="fastdiff sample", description="Sample images from a trained model into samples.npz and samples.png.")
+    add = parser.add_argument
+    add("checkpoint", nargs="?", metavar="RUN|CHECKPOINT", help="run folder or checkpoint file")
+    add("--checkpoint", dest="checkpoint_option", metavar="PATH", help="the same, as an option")
+    add("--out", "--output-dir", "--output_dir", default=None, metavar="DIR", help="folder to write to (default: RUN/samples)")
+    add("--num-samples", "--num_samples", type=int, default=64, metavar="N", help="images to make (default: %(default)s)")
+    add("--steps", type=int, metavar="K", help="sampling steps, 1..T (default: 50, or T where that is less)")
+    add("--sampler", default="ddim", metavar="NAME", help="ddim or ddpm (default: %(default)s)")
+    add("--classes", metavar="I,J,...", help="class labels; image i gets the (i mod k)-th (default: all classes in turn)")
+    add("--guidance", type=float, default=1.5, metavar="W", help="classifier-free guidance scale, 1 is none (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: %(default)s)")
+    add("--batch-size", "--batch_size", type=int, default=64, metavar="B", help="images at a time (default: %(default)s)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add("--png", action="store_true", help="write each image as a file of its own too")
+    args = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.checkpoint_option is None):
+        parser.error("give a run folder or a checkpoint, once")
+
+    from .sampling import sample_to_folder
+
+    path = Path(args.checkpoint or args.checkpoint_option)
+    out = sample_to_folder(
+        path,
+        Path(args.out) if args.out else None,
+        num_samples=args.num_samples,
+        steps=args.steps,
+        sampler=args.sampler,
+        classes=_classes(args.classes),
+        guidance=args.guidance,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        device=args.device,
+        png=args.png,
+    )
+    print(f"{args.num_samples} samples: {out}/samples.png, {out}/samples.npz")
+    return 0
+
+
+def _classes(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.replace(" ", "").split(",")]
+    except ValueError:
+        raise UsageError(f"--classes must be numbers with commas between them, got {text!r}") from None
+
+
+def _doctor(argv: list[str]) -> int:
+    parser = _Parser(prog="fastdiff doctor", description="Say what is installed and compiled, and check each op against its reference.")
+    parser.parse_args(argv)
+    from .doctor import examine
+
+    lines, healthy = examine()
+    print("\n".join(lines))
+    return 0 if healthy else 1

@@ -1,0 +1,292 @@
+"""The configuration of a run: typed dataclasses that hold the only defaults. YAML files hold differences from them.
+
+`configs/*.yaml` ship with the package; the command line overrides single values (`--training.lr 1e-4`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from .diffusion import DiffusionModel, NoiseScheduler
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def _require(condition: bool, name: str, allowed: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {got!r}")
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    network: Literal["UNet", "SimpleUNet"] = "UNet"
+    """Kind of network; SimpleUNet uses model_channels and time_embed_dim alone."""
+    model_channels: int = 64
+    """Channels at full resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each level over model_channels; each level halves height and width."""
+    num_res_blocks: int = 2
+    """Residual blocks per level."""
+    attention_resolutions: tuple[int, ...] = (2, 4)
+    """Down-sampling factors (1, 2, 4, ...) at which there is self-attention."""
+    time_embed_dim: int = 256
+    """Width of the time and label embedding."""
+    norm: Literal["group", "instance", "batch"] = "group"
+    """Normalisation of the residual blocks."""
+    groups: int | None = None
+    """Groups of the group norms; null: the largest divisor of the channels not above 32."""
+    head_dim: int | None = None
+    """Channels of an attention head; null: 64, or all where there are fewer."""
+    conditioning: Literal["scale_shift", "scale", "add"] = "scale_shift"
+    """How a residual block takes the embedding in."""
+    dropout: float = 0.0
+    """Dropout in the residual blocks, in [0, 1)."""
+    class_conditional: bool = True
+    """Condition on the labels where the data has them."""
+
+    def __post_init__(self) -> None:
+        _require(self.model_channels >= 1, "model.model_channels", "at least 1", self.model_channels)
+        _require(self.time_embed_dim >= 2, "model.time_embed_dim", "at least 2", self.time_embed_dim)
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass
+class DiffusionConfig:
+    """Noise schedule, prediction and sampling."""
+
+    timesteps: int = 1000
+    """Steps T of the noise schedule."""
+    schedule_type: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = "cosine"
+    """Shape of the noise schedule."""
+    beta_start: float = 1e-4
+    """First beta, for schedules that use it."""
+    beta_end: float = 0.02
+    """Last beta, for schedules that use it."""
+    prediction: Literal["eps", "x0", "v"] = "eps"
+    """What the network predicts."""
+    label_dropout: float = 0.1
+    """Share of training images whose label is hidden, for guidance; in [0, 1)."""
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    """Sampler of the run's pictures and the default of `fastdiff sample`."""
+    sampling_steps: int = 50
+    """Steps of that sampler, 1..timesteps."""
+    guidance: float = 1.5
+    """Classifier-free guidance scale; 1 is none."""
+
+    def __post_init__(self) -> None:
+        _require(self.timesteps >= 1, "diffusion.timesteps", "at least 1", self.timesteps)
+        _require(0 <= self.label_dropout < 1, "diffusion.label_dropout", "in [0, 1)", self.label_dropout)
+        within = 1 <= self.sampling_steps <= self.timesteps
+        _require(within, "diffusion.sampling_steps", f"in 1..{self.timesteps} (diffusion.timesteps)", self.sampling_steps)
+        _require(self.guidance >= 0, "diffusion.guidance", "at least 0", self.guidance)
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation."""
+
+    steps: int = 10000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per optimizer step."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, to save memory; 1..batch_size."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimizer. Biases and norms have no weight decay."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Weight decay of the weights."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: not at all."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that are sampled from, at most (1 + n) / (10 + n) at step n."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast."""
+    channels_last: bool = False
+    """Memory format of weights and images."""
+    compile: bool = False
+    """torch.compile the network."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    seed: int = 0
+    """Seed of the run: weights, data order, noise. 0..2^63-1."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        _require(self.accumulate <= self.batch_size, "training.accumulate", "at most batch_size", self.accumulate)
+        _require(self.lr > 0, "training.lr", "above 0", self.lr)
+        _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0 <= self.seed < 2**63, "training.seed", "in 0..2^63-1", self.seed)
+
+
+@dataclass
+class DataConfig:
+    """The data set."""
+
+    name: Literal["digits", "mnist"] = "digits"
+    """digits (8x8, comes with scikit-learn) or mnist (28x28, IDX files)."""
+    root: str | None = None
+    """Folder with the data; null: the environment variable FASTDIFF_DATA."""
+    download: bool = False
+    """Download what is missing into root, and check it."""
+
+
+@dataclass
+class LoggingConfig:
+    """The run folder and what goes into it."""
+
+    run_dir: str | None = None
+    """Folder of the run; null: runs/NAME after the data set. A folder that holds a run is not overwritten: NAME-2 is next."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 500
+    """Steps between validation losses; the best one is kept as checkpoints/best. 0: never."""
+    checkpoint_every: int = 500
+    """Steps between writes of checkpoints/last."""
+    keep_every: int = 0
+    """Steps between checkpoints that are kept, checkpoints/step-N. 0: none."""
+    sample_every: int = 0
+    """Steps between sample pictures during the run, samples/step-N.png. 0: at the end only."""
+    num_samples: int = 80
+    """Images in samples.png."""
+    judge_samples: int = 0
+    """Samples that are held against the real images at the end (figures.json); needs labels. 0: none."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "num_samples"):
+            _require(getattr(self, name) >= 1, f"logging.{name}", "at least 1", getattr(self, name))
+        for name in ("validate_every", "keep_every", "sample_every", "judge_samples"):
+            _require(getattr(self, name) >= 0, f"logging.{name}", "at least 0", getattr(self, name))
+
+
+@dataclass
+class Config:
+    """Everything that a run is made from."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dicts and lists, as YAML and JSON hold them."""
+    sections = dataclasses.asdict(config)
+    return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()} for s, values in sections.items()}
+
+
+def named_config(name: str) -> Path:
+    """The YAML file of a shipped config, or the path itself where it is one. Raises ValueError naming the nearest."""
+    shipped = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+    if name in shipped:
+        return CONFIGS / f"{name}.yaml"
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ValueError(f"config file {name} does not exist")
+        return path
+    near = get_close_matches(name, shipped, 1)
+    hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(shipped)}, or a .yaml file"
+    raise ValueError(f"there is no config {name!r}: {hint}")
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A shipped config or a YAML file, with overrides as on the command line (`["--training.lr", "1e-4"]`).
+
+    Raises ValueError for an unknown name, key or value; it names the nearest right one.
+    """
+    parser = config_parser(named_config(str(name)))
+    try:
+        sections = parser.instantiate(parser.parse_args(list(overrides)))
+    except ArgumentError as error:
+        raise ValueError(_one_line(error.message, parser)) from None
+    return Config(**{f.name: getattr(sections, f.name) for f in dataclasses.fields(Config)})
+
+
+def config_parser(file: Path | None = None, **options: Any) -> ArgumentParser:
+    """A jsonargparse parser of `--section.key value`, over the file's values, over the dataclasses' defaults."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    files = [] if file is None else [str(file)]
+    parser = ArgumentParser(exit_on_error=False, default_config_files=files, **options)
+    for section in dataclasses.fields(Config):
+        parser.add_argument(f"--{section.name}", type=section.default_factory, default=section.default_factory())
+    return parser
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message without its line breaks and type syntax, and with the nearest known name or value."""
+    text = re.sub(r"\s+", " ", message)
+    text = re.sub(r'Parser key "([^"]+)": Expected an? (.*?)\. Got value: (.*)', r"\1 must be \2, got \3", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
+    if wrong := re.search(r"unrecognized arguments: --([\w.]+)", text):
+        near = [f"--{key}" for key in get_close_matches(wrong[1], keys, 1)]
+    elif wrong := re.search(r"Group '(\w+)' does not accept option '(\w+)'", text):
+        near = get_close_matches(f"{wrong[1]}.{wrong[2]}", keys, 1)
+    elif wrong := re.search(r"one of (.*), got (\S+)$", text):
+        near = get_close_matches(wrong[2], re.findall(r"'(.*?)'", wrong[1]), 1)
+    else:
+        near = []
+    return f"{text}; did you mean {near[0]}?" if near else text
+
+
+def build_scheduler(config: DiffusionConfig) -> NoiseScheduler:
+    """The noise schedule of a config."""
+    from .diffusion import NoiseScheduler
+
+    return NoiseScheduler(config.timesteps, config.beta_start, config.beta_end, config.schedule_type)
+
+
+def build_model(config: Config, img_shape: tuple[int, int, int], num_classes: int | None = None) -> DiffusionModel:
+    """The model of a config, with new weights from torch's generator.
+
+    img_shape: (H, W, C) of the data. num_classes: of the data, or None; not used unless model.class_conditional.
+    """
+    from .diffusion import DiffusionModel
+    from .models import NETWORKS
+
+    m = config.model
+    options: dict[str, Any] = {
+        "in_channels": img_shape[2],
+        "time_embed_dim": m.time_embed_dim,
+        "num_classes": num_classes if m.class_conditional else None,
+    }
+    if m.network == "SimpleUNet":
+        options["base_channels"] = m.model_channels
+    else:
+        same = ("model_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions", "norm", "groups")
+        options |= {name: getattr(m, name) for name in (*same, "head_dim", "conditioning", "dropout")}
+    network = NETWORKS[m.network](**options)
+    return DiffusionModel(
+        network=network,
+        scheduler=build_scheduler(config.diffusion),
+        prediction=config.diffusion.prediction,
+        img_shape=img_shape,
+        label_dropout=config.diffusion.label_dropout if options["num_classes"] is not None else 0.0,
+    )

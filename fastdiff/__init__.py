@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 
 __version__ = _version("fastdiff")
 _PACKAGES = ("config", "data", "diffusion", "evaluation", "models", "training", "visualization")
-__all__ = ["__version__", "load", "nn", "ops", *_PACKAGES]
+__all__ = [
+    "__version__",
+    "config",
+    "data",
+    "diffusion",
+    "evaluation",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "training",
+    "visualization",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
@@ -38,19 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code. Errors that a user can mend are one line, without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _fail(error, 2)
+    except SystemExit as done:  # argparse after --help and --version
+        return int(done.code or 0)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader, such as `head`, has gone; the interpreter's last flush must not say so again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         return _fail(error, 1)
 
 
 def _fail(error: BaseException | str, code: int) -> int:
-    text = str(error)
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     print(f"fastdiff: {' '.join(text.split())}", file=sys.stderr)
@@ -59,12 +68,19 @@ def _fail(error: BaseException | str, code: int) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "sample": _sample, "doctor": _doctor}
-    parser = _Parser(prog="fastdiff", description="Train and sample diffusion models.", epilog="fastdiff COMMAND --help says more.")
+    parser = _Parser(prog="fastdiff", description="Train and sample diffusion models.", usage="fastdiff COMMAND ...", epilog="fastdiff COMMAND --help says more.")
     parser.add_argument("--version", action="version", version=f"fastdiff {__version__}")
-    parser.add_argument("command", choices=commands, help="train a model, sample from one, or check this installation")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(argv[:1])
-    return commands[chosen.command](argv[1:])
+    parser.add_argument(
+        "command", nargs="?", metavar="COMMAND", help="train a model, sample from one, or doctor: check this installation"
+    )
+    command = parser.parse_args(argv[:1]).command
+    if command is None:
+        parser.error(f"COMMAND is missing: {', '.join(commands)}")
+    if command not in commands:
+        near = get_close_matches(command, commands, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(commands)}"
+        parser.error(f"there is no command {command!r}: {hint}")
+    return commands[command](argv[1:])
 
 
 def _train(argv: list[str]) -> int:
@@ -81,36 +97,65 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="digits, mnist, or a .yaml file; may be left out with --resume")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
-        help="go on in this run folder; without RUN, in the newest one (of CONFIG, where given)",
+        help="go on in this run folder, or from this checkpoint of one; without RUN, in the newest one (of CONFIG, where "
+        "given). The run's own config.yaml counts, and what is given beside it",
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
-    known, rest = parser.parse_known_args([_alias(word) for word in argv])
+    known, rest = parser.parse_known_args(_with_values([_alias(word) for word in argv]))
     if known.help:
         parser.print_help()
-        options = config_parser(named_config(known.config) if known.config else None, usage=argparse.SUPPRESS)
-        print("\n" + options.format_help().partition("options:\n")[2])
+        file = _usage(named_config, known.config) if known.config else None
+        options = config_parser(file, usage=argparse.SUPPRESS).format_help()
+        print(options[options.index("\nThe network:") :])
         return 0
     if known.config is None and known.resume is None:
         parser.error("CONFIG is missing: digits, mnist, or a .yaml file")
 
-    from .training import latest_run, train_run
 
-    folder = None
+    from .training import latest_run, run_folder_of, train_run
+
+    checkpoint, file = None, known.config
     if known.resume is not None:
-        folder = Path(known.resume) if known.resume else latest_run(known.config)
-        if not (folder / "config.yaml").is_file():
-            raise UsageError(f"--resume: {folder} is not a run folder, it has no config.yaml")
+        is_named = known.config is not None or any(word.startswith("--logging.run_dir") for word in rest)
+        if known.resume:
+            checkpoint = Path(known.resume)
+        else:
+            checkpoint = latest_run(_usage(load_config, known.config, rest) if is_named else None)
+        file = run_folder_of(checkpoint) / "config.yaml"
+        if not file.is_file():
+            raise UsageError(f"--resume: {file.parent} is not a run folder, it has no config.yaml")
+    config = _usage(load_config, file, rest)
+    result = train_run(config, checkpoint)
+    shown = shlex.quote(str(result.folder))
+    if result.stopped_by is not None:
+        print(f"stopped by {result.stopped_by} after step {result.step}; go on with: fastdiff train --resume {shown}")
+        return 128 + signal.Signals[result.stopped_by]
+    if result.was_finished:
+        print(f"this run was finished already, after step {result.step}; to go on, give a larger --steps")
+    print("\n".join(f"  {name.replace('_', ' '):26}{value}" for name, value in result.figures.items()))
+    print(f"pictures and report: {result.folder}/report.html\nmore samples: fastdiff sample {shown}")
+    return 0
+
+
+def _usage(load: Callable, *arguments: object) -> Any:
+    """What `load` returns; its ValueError is the user's wrong arguments."""
     try:
-        config = load_config(folder / "config.yaml" if folder else known.config, rest)
+        return load(*arguments)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    result = train_run(config, folder)
-    if result.stopped_by is not None:
-        print(f"stopped by {result.stopped_by} after step {result.step}; go on with: fastdiff train --resume {result.folder}")
-        return 128 + signal.Signals[result.stopped_by]
-    print("\n".join(f"  {name.replace('_', ' '):26}{value}" for name, value in result.figures.items()))
-    print(f"pictures and report: {result.folder}/report.html\nmore samples: fastdiff sample {result.folder}")
-    return 0
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """`--section.key VALUE` as one word, for argparse would take the value of an option that it does not know for CONFIG."""
+    joined: list[str] = []
+    for word in words:
+        option = joined[-1] if joined else ""
+        takes_value = option.startswith("--") and "=" not in option and option not in ("--resume", "--help")
+        if takes_value and not word.startswith("--"):
+            joined[-1] = f"{option}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _alias(word: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
     from .diffusion import DiffusionModel, NoiseScheduler
 
@@ -57,8 +58,17 @@ class ModelConfig:
     """Condition on the labels where the data has them."""
 
     def __post_init__(self) -> None:
-        _require(self.model_channels >= 1, "model.model_channels", "at least 1", self.model_channels)
-        _require(self.time_embed_dim >= 2, "model.time_embed_dim", "at least 2", self.time_embed_dim)
+        for name in ("model_channels", "num_res_blocks"):
+            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        for name in ("groups", "head_dim"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}", "at least 1, or null", value)
+        multipliers, factors = self.channel_multipliers, self.attention_resolutions
+        _require(min(multipliers, default=0) >= 1, "model.channel_multipliers", "one or more numbers from 1 on", multipliers)
+        powers = all(f >= 1 and f & (f - 1) == 0 for f in factors)
+        _require(powers, "model.attention_resolutions", "powers of two (1, 2, 4, ...)", factors)
+        even = self.time_embed_dim >= 2 and self.time_embed_dim % 2 == 0
+        _require(even, "model.time_embed_dim", "even and at least 2", self.time_embed_dim)
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
 
 
@@ -79,7 +89,7 @@ class DiffusionConfig:
     label_dropout: float = 0.1
     """Share of training images whose label is hidden, for guidance; in [0, 1)."""
     sampler: Literal["ddpm", "ddim"] = "ddim"
-    """Sampler of the run's pictures and the default of `fastdiff sample`."""
+    """Sampler of the run's pictures."""
     sampling_steps: int = 50
     """Steps of that sampler, 1..timesteps."""
     guidance: float = 1.5
@@ -87,10 +97,13 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _require(self.timesteps >= 1, "diffusion.timesteps", "at least 1", self.timesteps)
+        _require(0 < self.beta_end < 1, "diffusion.beta_end", "in (0, 1)", self.beta_end)
+        below = 0 < self.beta_start <= self.beta_end
+        _require(below, "diffusion.beta_start", f"in (0, {self.beta_end}] (diffusion.beta_end)", self.beta_start)
         _require(0 <= self.label_dropout < 1, "diffusion.label_dropout", "in [0, 1)", self.label_dropout)
         within = 1 <= self.sampling_steps <= self.timesteps
         _require(within, "diffusion.sampling_steps", f"in 1..{self.timesteps} (diffusion.timesteps)", self.sampling_steps)
-        _require(self.guidance >= 0, "diffusion.guidance", "at least 0", self.guidance)
+        _require(0 <= self.guidance < math.inf, "diffusion.guidance", "at least 0 and finite", self.guidance)
 
 
 @dataclass
@@ -133,8 +146,8 @@ class TrainingConfig:
             _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
-        _require(self.accumulate <= self.batch_size, "training.accumulate", "at most batch_size", self.accumulate)
-        _require(self.lr > 0, "training.lr", "above 0", self.lr)
+        _require(self.accumulate <= self.batch_size, "training.accumulate", "at most training.batch_size", self.accumulate)
+        _require(0 < self.lr < math.inf, "training.lr", "above 0 and finite", self.lr)
         _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
         _require(0 <= self.seed < 2**63, "training.seed", "in 0..2^63-1", self.seed)
 
@@ -177,8 +190,10 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "num_samples"):
             _require(getattr(self, name) >= 1, f"logging.{name}", "at least 1", getattr(self, name))
-        for name in ("validate_every", "keep_every", "sample_every", "judge_samples"):
+        for name in ("validate_every", "keep_every", "sample_every"):
             _require(getattr(self, name) >= 0, f"logging.{name}", "at least 0", getattr(self, name))
+        some = self.judge_samples == 0 or self.judge_samples >= 2
+        _require(some, "logging.judge_samples", "0 or at least 2", self.judge_samples)
 
 
 @dataclass
@@ -213,17 +228,34 @@ def named_config(name: str) -> Path:
     raise ValueError(f"there is no config {name!r}: {hint}")
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A shipped config or a YAML file, with overrides as on the command line (`["--training.lr", "1e-4"]`).
+def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """A shipped config or a YAML file (None: the defaults), with overrides as on the command line, such as
+    `["--training.lr", "1e-4"]`.
 
     Raises ValueError for an unknown name, key or value; it names the nearest right one.
     """
-    parser = config_parser(named_config(str(name)))
+    parser = config_parser(None if name is None else named_config(str(name)))
     try:
-        sections = parser.instantiate(parser.parse_args(list(overrides)))
+        _parse(parser, [])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    parsed = _parse(parser, list(overrides))
+    try:
+        sections = parser.instantiate(parsed)
     except ArgumentError as error:
         raise ValueError(_one_line(error.message, parser)) from None
     return Config(**{f.name: getattr(sections, f.name) for f in dataclasses.fields(Config)})
+
+
+def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    try:
+        parsed = parser.parse_args(words)
+    except ArgumentError as error:
+        raise ValueError(_one_line(error.message, parser)) from None
+    for section in dataclasses.fields(Config):
+        values = parsed[section.name]
+        _require(hasattr(values, "__dict__"), section.name, "a section of keys and values", values)
+    return parsed
 
 
 def config_parser(file: Path | None = None, **options: Any) -> ArgumentParser:
@@ -232,7 +264,8 @@ def config_parser(file: Path | None = None, **options: Any) -> ArgumentParser:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     files = [] if file is None else [str(file)]
-    parser = ArgumentParser(exit_on_error=False, default_config_files=files, **options)
+    # A prefix of a key is a misspelling: it must not mean another key as soon as there is one.
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, default_config_files=files, **options)
     for section in dataclasses.fields(Config):
         parser.add_argument(f"--{section.name}", type=section.default_factory, default=section.default_factory())
     return parser
@@ -244,16 +277,25 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     text = re.sub(r'Parser key "([^"]+)": Expected an? (.*?)\. Got value: (.*)', r"\1 must be \2, got \3", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    keys = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    if wrong := re.search(r"unrecognized arguments: --([\w.]+)", text):
-        near = [f"--{key}" for key in get_close_matches(wrong[1], keys, 1)]
-    elif wrong := re.search(r"Group '(\w+)' does not accept option '(\w+)'", text):
-        near = get_close_matches(f"{wrong[1]}.{wrong[2]}", keys, 1)
+    text = re.sub(r"must be tuple, got", "must be a list such as [1,2], got", text)
+    text = re.sub(r"Group '(\w+)' does not accept option '([\w.]+)'", r"Option '\1.\2' is not accepted", text)
+    keys = [option.removeprefix("--") for option in parser._option_string_actions if "." in option]
+    if wrong := re.search(r"unrecognized arguments: --([\w.-]+)", text):
+        near = [f"--{key}" for key in _nearest_key(wrong[1], keys)]
+    elif wrong := re.search(r"Option '([\w.]+)' is not accepted", text):
+        near = _nearest_key(wrong[1], keys)
     elif wrong := re.search(r"one of (.*), got (\S+)$", text):
         near = get_close_matches(wrong[2], re.findall(r"'(.*?)'", wrong[1]), 1)
     else:
         near = []
     return f"{text}; did you mean {near[0]}?" if near else text
+
+
+def _nearest_key(wrong: str, keys: list[str]) -> list[str]:
+    """The key that is spelled like the wrong one, with its section or without."""
+    by_ending = {key.partition(".")[2]: key for key in keys}
+    ending = [by_ending[e] for e in get_close_matches(wrong.rpartition(".")[2].replace("-", "_"), by_ending, 1)]
+    return ending or get_close_matches(wrong, keys, 1)
 
 
 def build_scheduler(config: DiffusionConfig) -> NoiseScheduler:

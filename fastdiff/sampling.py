@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .ops import wrap64
+from .diffusion.samplers import SAMPLERS
 from .training import load_model
 from .training.callbacks import sample_columns
 from .training.checkpoint import find_checkpoint
@@ -41,7 +42,16 @@ def sample_to_folder(
     """
     if num_samples < 1:
         raise ValueError(f"--num-samples must be at least 1, got {num_samples}")
-    wrap64(seed)
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"--guidance must be at least 0 and finite, got {guidance}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be in 0..2^63-1, got {seed}")
+    if classes is not None and not classes:
+        raise ValueError("--classes must name at least one class")
     on = pick_device(device)
     model = load_model(checkpoint, on)
     if steps is not None and not 1 <= steps <= model.timesteps:

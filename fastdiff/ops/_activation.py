@@ -36,7 +36,7 @@ def activation_derivative(z: torch.Tensor, act: str) -> torch.Tensor:
         case "relu":
             return (z > 0).to(z.dtype)
         case "leaky_relu":
-            return torch.where(z > 0, 1.0, LEAKY_SLOPE).to(z.dtype)
+            return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, LEAKY_SLOPE))
         case "gelu":
             cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
             return cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)

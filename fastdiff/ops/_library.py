@@ -15,7 +15,6 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-
 from ._define import NAMESPACE, REGISTRY, Op
 
 CPU_LEVELS = ("baseline", "avx2", "avx512", "amx")

@@ -75,9 +75,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("5-D", normal(2, 6, 3, 5, 4), "gelu")
     yield make("5-D channels_last", normal(2, 6, 3, 5, 4).contiguous(memory_format=torch.channels_last_3d), "silu")
     yield make("sliced", normal(4, 12, 6, 10)[:, 2:9, :, ::2], "silu")
-    yield make(
-        "sliced channels_last", normal(2, 24, 6, 6).contiguous(memory_format=torch.channels_last)[:, :9], "silu"
-    )
+    yield make("sliced channels_last", normal(2, 24, 6, 6).contiguous(memory_format=torch.channels_last)[:, :9], "silu")
     yield make("transposed", normal(2, 6, 5, 7).transpose(2, 3), "silu")
     yield make("expanded", normal(1, 8, 1, 6).expand(3, 8, 4, 6), "silu")
     yield make("one pixel", normal(3, 8, 1, 1), "silu")
@@ -125,9 +123,7 @@ _op = define(
 )
 
 
-def film(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None = None, act: str = "none"
-) -> torch.Tensor:
+def film(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None = None, act: str = "none") -> torch.Tensor:
     """act(x * (1 + scale) + shift); with scale alone, act(x * scale). Differentiable.
 
     x: [N, C, L], [N, C, H, W] or [N, C, T, H, W]; fp32, bf16, fp16 or double.

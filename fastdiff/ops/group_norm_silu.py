@@ -159,9 +159,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _autograd(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Maybe, ...]:
     x, mean, rstd, *parameters = ctx.saved_tensors
     dx, *gradients = _backward(grad, x, mean, rstd, ctx.groups, *parameters, ctx.act)
-    dweight, dbias, dscale, dshift = (
-        None if p is None else g for p, g in zip(parameters, gradients, strict=True)
-    )
+    dweight, dbias, dscale, dshift = (None if p is None else g for p, g in zip(parameters, gradients, strict=True))
     return dx, None, dweight, dbias, None, dscale, dshift, None
 
 

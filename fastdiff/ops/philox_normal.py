@@ -3,7 +3,7 @@
     words   = philox4x32-10(counter = (i & 2^32-1, i >> 32, step, purpose), key = (seed & 2^32-1, seed >> 32))
     normals = four per counter: elements 4i .. 4i+3 of that image, counted in N C H W order whatever the memory format
 
-Words to normals: for the word pairs (w0, w1) and (w2, w3), with u = w0 2^-32 + 2^-33 in (0, 1] and the angle
+Words to normals: for the word pairs (w0, w1) and (w2, w3), with u = w0 2^-32 + 2^-33 in (0, 1], in float32, and the angle
 2 pi w1 / 2^32,
 
     n0 = sqrt(-2 ln u) cos(angle),  n1 = sqrt(-2 ln u) sin(angle)
@@ -11,7 +11,7 @@ Words to normals: for the word pairs (w0, w1) and (w2, w3), with u = w0 2^-32 + 
 so |n| <= 6.77. ln, sin and cos are the polynomials in `_philox.py`, every float32 operation rounded on its own: CPU, CUDA and
 plain torch give the same bits, for any batch size. The first eight for seed 0, step 0, purpose 0:
 
-     0.99113756 -0.92466259 -0.61760896 -0.48206860 -0.15363817  0.18082583  0.83173513  0.19743972
+     0.99113756 -0.92466259 -0.61760896 -0.48206860 -0.15363817  0.18082583  0.83173507  0.19743970
 
 Keys: image i of a run with seed s has the seed (w0, w1) of philox4x32-10(counter = (i low, i high, 0, IMAGE_SEED), key = s):
 `image_seeds`. `Purpose` keeps draws for different ends apart.
@@ -30,7 +30,6 @@ import torch
 from ._checks import check_tensor
 from ._define import Sample, define
 from ._philox import MASK, Words, box_muller, join64, philox4x32, split64
-
 
 __all__ = ["Purpose", "draw_seed", "image_seeds", "philox_normal", "philox_uniform", "wrap64"]
 
@@ -109,9 +108,7 @@ def philox_normal(
     return _op(shape, seeds, step, int(purpose))
 
 
-def check_noise(
-    seeds: torch.Tensor, step: int | torch.Tensor, purpose: int, images: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def check_noise(seeds: torch.Tensor, step: int | torch.Tensor, purpose: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Check the arguments of a draw and return the seeds and the step as tensors on one device."""
     check_tensor("seeds", seeds)
     if seeds.dtype is not torch.int64 or seeds.dim() != 1:

@@ -18,8 +18,8 @@ import torch
 from ._checks import check_floating, check_like, check_tensor, check_timesteps
 from ._define import Sample, define
 from ._layout import compute_dtype, laid_out_like
-from .philox_normal import _op as _philox_normal
 from .philox_normal import Purpose, check_noise
+from .philox_normal import _op as _philox_normal
 
 Maybe = torch.Tensor | None
 

@@ -21,8 +21,8 @@ import torch
 from ._checks import check_floating, check_like, check_tensor
 from ._define import Sample, define
 from ._layout import compute_dtype, laid_out_like
-from .philox_normal import _op as _philox_normal
 from .philox_normal import Purpose, check_noise
+from .philox_normal import _op as _philox_normal
 from .q_sample import check_table
 
 Maybe = torch.Tensor | None
@@ -161,6 +161,4 @@ def check_step(x: torch.Tensor, m: torch.Tensor, clip: float | None) -> float:
 def check_coefficients(coefficients: torch.Tensor, count: int, x: torch.Tensor) -> None:
     check_table("coefficients", coefficients, x)
     if coefficients.shape not in ((count,), (x.shape[0], count)):
-        raise ValueError(
-            f"coefficients must have shape ({count},) or ({x.shape[0]}, {count}), got {tuple(coefficients.shape)}"
-        )
+        raise ValueError(f"coefficients must have shape ({count},) or ({x.shape[0]}, {count}), got {tuple(coefficients.shape)}")

@@ -4,7 +4,7 @@ from .callbacks import Callback, Checkpoints, Metrics, Progress, SamplePictures,
 from .checkpoint import Checkpoint, load, load_model, read_checkpoint, save_checkpoint
 from .ddpm_trainer import DDPMTrainer
 from .run import RunResult, train_run
-from .run_folder import latest_run
+from .run_folder import latest_run, run_folder_of
 from .trainer import NonFiniteLossError, Trainer
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "load_model",
     "read_checkpoint",
+    "run_folder_of",
     "save_checkpoint",
     "train_run",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,10 +17,9 @@ from ..config import DiffusionConfig, LoggingConfig
 from ..data import Batches, ImageDataset
 from ..diffusion import DiffusionModel
 from ..visualization import save_images
-from .checkpoint import save_checkpoint
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from ..visualization.files import write_atomically
+from .checkpoint import read_checkpoint, save_checkpoint
+from .trainer import NonFiniteLossError, Trainer
 
 
 class Callback:
@@ -59,14 +59,14 @@ class Metrics(Callback):
 
     def start(self, trainer: Trainer) -> None:
         kept = [line for line in self._lines() if json.loads(line)["step"] <= trainer.step]
-        self._path.write_text("".join(line + "\n" for line in kept))
+        write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
         self._file = self._path.open("a")
-        self._begin = time.perf_counter()
+        self._begin = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0)
 
     def _lines(self) -> list[str]:
         """Whole lines: one that was being written when the machine stopped is none."""
         text = self._path.read_text() if self._path.exists() else ""
-        return [line for line in text.split("\n")[:-1] if line]
+        return [line for line in text.split("\n")[:-1] if line.endswith("}")]
 
     def step(self, trainer: Trainer) -> None:
         if trainer.step % self._every and trainer.step < trainer.config.steps and not self.extra:
@@ -94,7 +94,7 @@ class Validation(Callback):
     """The averaged model's loss on held-out images. The draws are fixed, so losses compare; the best step is kept."""
 
     STEPS = 4  # each image meets this many timesteps
-    SEED = 2**63 - 1  # not a training seed's
+    SEED = 2**63  # no training seed is that large
 
     def __init__(self, data: ImageDataset, every: int, metrics: Metrics, folder: Path) -> None:
         self._data, self._every, self._metrics, self._folder = data, every, metrics, folder
@@ -102,14 +102,16 @@ class Validation(Callback):
         self.loss = math.nan
 
     def start(self, trainer: Trainer) -> None:
-        best = self._folder / "best.json"
-        if trainer.step and best.exists():
-            self.best = json.loads(best.read_text())["state"]["validation_loss"]
+        if trainer.step:
+            with suppress(FileNotFoundError, ValueError):  # none yet, or a damaged one: the next is the best
+                self.best = read_checkpoint(self._folder / "best").meta["state"]["validation_loss"]
 
     def step(self, trainer: Trainer) -> None:
         if trainer.step % self._every and trainer.step < trainer.config.steps:
             return
         self.loss = self.evaluate(trainer.ema, trainer.device)
+        if not math.isfinite(self.loss):  # said here, before these weights replace the last good checkpoint
+            raise NonFiniteLossError(f"validation loss {self.loss:g} after step {trainer.step}: lower training.lr")
         self._metrics.extra["validation_loss"] = self.loss
         if self.loss < self.best:
             self.best = self.loss

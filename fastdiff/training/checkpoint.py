@@ -61,13 +61,13 @@ def save_checkpoint(
     if ema is not None:
         tensors |= {f"ema.{key}": t for key, t in ema.state_dict().items()}
     if optimizer is not None:
-        optimizer_tensors, meta["optimizer"] = _split_optimizer(optimizer)
-        tensors |= optimizer_tensors
+        meta["optimizer"] = type(optimizer).__name__
+        tensors |= _optimizer_tensors(optimizer)
         tensors["rng.cpu"] = torch.get_rng_state()  # of dropout; all other draws are keyed by seed and step
         if torch.cuda.is_available():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    meta["crc32"] = _checksum(tensors)
+    meta["crc32"] = _checksum(meta, tensors)
     text = json.dumps(meta, indent=1)
     write_atomically(target, save(tensors, {FORMAT: text}))
     write_atomically(target.with_suffix(".json"), text.encode())
@@ -123,32 +123,47 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Bring back the optimizer's state and torch's random state, as `save_checkpoint` took them."""
+    """Bring back the optimizer's state and torch's random state, as `save_checkpoint` took them.
+
+    Raises ValueError for a checkpoint without an optimizer, or with that of another kind.
+    """
+    kind = checkpoint.meta.get("optimizer")
+    if kind is None:
+        raise ValueError(f"{checkpoint.path} holds no optimizer to go on with: resume from checkpoints/last or step-N")
+    if kind != type(optimizer).__name__:
+        raise ValueError(f"{checkpoint.path} was trained with {kind}, this run has {type(optimizer).__name__}")
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in checkpoint.part("optimizer").items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": checkpoint.meta["optimizer"]["groups"]})
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        for key, tensor in state.get(index, {}).items():
+            if tensor.shape == parameter.shape:  # fused optimizers walk over memory: strides must be the parameter's
+                state[index][key] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    groups = optimizer.state_dict()["param_groups"]  # the config's: a resumed run may have another weight decay
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(checkpoint.tensors["rng.cpu"])
     if "rng.cuda" in checkpoint.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"])
 
 
-def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    as_dict = optimizer.state_dict()
-    tensors = {
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
         f"optimizer.{index}.{key}": value
-        for index, values in as_dict["state"].items()
+        for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
         if isinstance(value, torch.Tensor)  # SGD without momentum keeps a None
     }
-    return tensors, {"groups": as_dict["param_groups"]}
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
-    crc = 0
+def _checksum(meta: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> int:
+    """Of all that the file says: the JSON without the checksum itself, and the tensors with their names, types and shapes."""
+    rest = {key: value for key, value in meta.items() if key != "crc32"}
+    crc = zlib.crc32(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
 
 
@@ -161,10 +176,14 @@ def _read(file: Path) -> Checkpoint:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  safe_open is no mapping
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or not a checkpoint of fastdiff ({error})") from None
-    meta = json.loads(text)
-    if meta["version"] > VERSION:
-        raise ValueError(f"{file} has format version {meta['version']}, this fastdiff reads up to {VERSION}: upgrade it")
-    if meta["crc32"] != _checksum(tensors):
+    try:
+        meta = json.loads(text)
+        version, crc = meta["version"], meta["crc32"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is damaged: its header cannot be read") from None
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(f"{file} has format version {version}, this fastdiff reads up to {VERSION}: upgrade fastdiff")
+    if crc != _checksum(meta, tensors):
         raise ValueError(f"{file} is damaged: its checksum is not that of its contents")
     return Checkpoint(file, meta, tensors)
 

@@ -21,6 +21,7 @@ from ..visualization import (
 )
 from ..visualization.files import write_atomically
 from .callbacks import (
+    Callback,
     Checkpoints,
     Metrics,
     Progress,
@@ -29,8 +30,8 @@ from .callbacks import (
     draw_samples,
     sample_columns,
 )
-from .checkpoint import read_checkpoint
-from .run_folder import create_run_folder
+from .checkpoint import Checkpoint, read_checkpoint
+from .run_folder import create_run_folder, run_folder_of, write_config
 from .trainer import Trainer
 
 NOISED_SHOWN = 8  # timesteps in noising.png
@@ -39,45 +40,60 @@ FRAMES = 40  # of denoising.webp
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where the run is, its final figures, and the signal that stopped it early (None: it ended by itself)."""
+    """Where the run is, its final figures, and the signal that stopped it early (None: it ended by itself).
+
+    was_finished: there was nothing left to do.
+    """
 
     folder: Path
     figures: dict
     stopped_by: str | None
     step: int
+    was_finished: bool = False
+
+
+class Settings(Callback):
+    """config.yaml, once the checkpoint fits: a resumed run goes on with other values than it began with."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder, self._config = folder, config
+
+    def start(self, trainer: Trainer) -> None:
+        write_config(self._folder, self._config)
 
 
 def train_run(config: Config, resume: Path | None = None) -> RunResult:
-    """Train from a config in a new run folder, or go on in the run folder `resume` from its last checkpoint."""
+    """Train from a config in a new run folder, or go on from `resume`: the last checkpoint of a run folder, or another one.
+
+    Raises OSError or ValueError that say what is wrong, NonFiniteLossError where training breaks down.
+    """
+    trainer = Trainer(config.training)
     splits = {s: load_dataset(config.data.name, s, config.data.root, config.data.download) for s in ("train", "validation")}
     data = splits["train"]
     torch.manual_seed(config.training.seed)
     model = build_model(config, data.img_shape, data.num_classes)
     checkpoint = None if resume is None else read_checkpoint(resume)
-    folder = resume or create_run_folder(config)
+    folder = create_run_folder(config) if resume is None else run_folder_of(resume)
+    if checkpoint is not None and (figures := _finished(folder, checkpoint, config)):
+        return RunResult(folder, figures, None, config.training.steps, was_finished=True)
 
     logging, checkpoints = config.logging, folder / "checkpoints"
     metrics = Metrics(folder / "metrics.jsonl", logging.log_every)
-    callbacks = [metrics, Checkpoints(checkpoints, logging)]
-    if logging.validate_every:
-        callbacks.insert(0, Validation(splits["validation"], logging.validate_every, metrics, checkpoints))
+    callbacks = [Settings(folder, config)]
+    if logging.validate_every:  # before the metrics, which it has a figure for
+        callbacks.append(Validation(splits["validation"], logging.validate_every, metrics, checkpoints))
+    callbacks += [metrics, Checkpoints(checkpoints, logging)]
     if logging.sample_every:
         callbacks.append(SamplePictures(folder / "samples", logging, config.diffusion))
     if logging.progress:
         callbacks.append(Progress())
 
-    begin = time.perf_counter()
-    trainer = Trainer(config.training, callbacks)
+    trainer.callbacks = callbacks
     trained = trainer.fit(model, data, checkpoint)
     if trainer.stopped_by is not None:
         return RunResult(folder, {}, trainer.stopped_by.name, trainer.step)
-    figures = {"steps": trainer.step, "training_minutes": round((time.perf_counter() - begin) / 60, 2)}
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures["images_per_s"] = records[-1]["images_per_s"]
-    recent = [r["loss"] for r in records[-20:]]
-    figures["loss"] = round(sum(recent) / len(recent), 5)
-    if logging.validate_every:
-        figures["validation_loss"] = round(callbacks[0].loss, 5)
+    figures = {"steps": trainer.step, **_summary(records)}
     figures |= write_pictures(folder, trained, config, data.images[:8].to(trainer.device), [r["loss"] for r in records])
     figures |= _judge(trained, config, data)
     write_atomically(folder / "figures.json", json.dumps(figures, indent=1).encode())
@@ -85,11 +101,36 @@ def train_run(config: Config, resume: Path | None = None) -> RunResult:
     return RunResult(folder, figures, None, trainer.step)
 
 
+def _finished(folder: Path, checkpoint: Checkpoint, config: Config) -> dict:
+    """The figures that the run ended with, where its last step is done and its figures are those of that step; else {}."""
+    try:
+        figures = json.loads((folder / "figures.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    done = checkpoint.meta["state"]["step"] == config.training.steps == figures["steps"]
+    return figures if done else {}
+
+
+def _summary(records: list[dict]) -> dict:
+    """Figures of the whole training, from the lines of metrics.jsonl: they outlive a stop."""
+    if not records:
+        return {}
+    recent = [r["loss"] for r in records[-20:]]
+    summary = {
+        "training_minutes": round(records[-1]["seconds"] / 60, 2),
+        "images_per_s": records[-1]["images_per_s"],
+        "loss": round(sum(recent) / len(recent), 5),
+    }
+    validated = [r["validation_loss"] for r in records if "validation_loss" in r]
+    return summary | ({"validation_loss": round(validated[-1], 5)} if validated else {})
+
+
 def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: torch.Tensor, losses: list[float]) -> dict:
     """samples.png, denoising.webp, noising.png and loss.png; returns the sampling speed."""
     begin = time.perf_counter()
+    frames = min(FRAMES, config.diffusion.sampling_steps)
     (samples, frames), _ = draw_samples(
-        model, config.logging.num_samples, config.diffusion, config.training.seed, frames=FRAMES
+        model, config.logging.num_samples, config.diffusion, config.training.seed, frames=frames
     )
     seconds = time.perf_counter() - begin
     columns = sample_columns(model)
@@ -98,7 +139,9 @@ def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: to
     last = model.timesteps - 1
     shown = sorted({round(i * last / (NOISED_SHOWN - 1)) for i in range(NOISED_SHOWN)})
     visualize_diffusion_process(model, real, shown, save_path=folder / "noising.png")
-    plot_loss(losses, save_path=folder / "loss.png", xlabel=f"step / {config.logging.log_every}")
+    if losses:
+        label = f"line of metrics.jsonl, one in {config.logging.log_every} steps"
+        plot_loss(losses, save_path=folder / "loss.png", xlabel=label)
     return {"samples_per_s": round(len(samples) / seconds, 1), "sampling_steps": config.diffusion.sampling_steps}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 from .. import ops
 from ..config import Config, to_dict
 from ..visualization.files import write_atomically
+from .checkpoint import find_checkpoint
 
 RUNS = Path("runs")
 MARKS = ("config.yaml", "checkpoints", "metrics.jsonl")  # a folder with one of them holds a run
@@ -25,32 +28,49 @@ MARKS = ("config.yaml", "checkpoints", "metrics.jsonl")  # a folder with one of 
 
 def create_run_folder(config: Config) -> Path:
     """The next free run folder, with config.yaml and environment.json. Raises OSError where it cannot be written."""
-    wanted = Path(config.logging.run_dir) if config.logging.run_dir else RUNS / config.data.name
-    folder = wanted
-    for number in range(2, 10000):
+    folder = wanted = _wanted(config)
+    for number in count(2):
         if not any((folder / mark).exists() for mark in MARKS):
-            break
+            try:
+                (folder / "checkpoints").mkdir(parents=True)
+                break
+            except FileExistsError:  # another run that starts now was faster
+                pass
+            except OSError as error:
+                raise OSError(error.errno, f"cannot create the run folder ({error.strerror})", str(folder)) from error
         folder = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot create the run folder ({error.strerror})", str(folder)) from error
-    write_atomically(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    write_config(folder, config)
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=1).encode())
     return folder
 
 
-def latest_run(config_name: str | None = None) -> Path:
-    """The run under runs/ that wrote a checkpoint last, among those named after the config where one is given."""
-    last = [p for p in RUNS.glob("*/checkpoints/last.safetensors") if _is_named(p.parent.parent.name, config_name)]
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml with every value, so that it means the same when defaults change."""
+    write_atomically(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def _wanted(config: Config) -> Path:
+    return Path(config.logging.run_dir) if config.logging.run_dir else RUNS / config.data.name
+
+
+def latest_run(config: Config | None = None) -> Path:
+    """The run that wrote a checkpoint last: of those that the config would name, NAME and NAME-2 and so on, or of all
+    under runs/. Raises FileNotFoundError where there is none.
+    """
+    parent, name = (RUNS, "*") if config is None else (_wanted(config).parent, _wanted(config).name)
+    last = [p for p in parent.glob("*/checkpoints/last.safetensors") if _is_named(p.parent.parent.name, name)]
     if not last:
-        what = f"of {config_name} " if config_name else ""
-        raise FileNotFoundError(f"there is no run {what}under {RUNS}/ to resume")
+        raise FileNotFoundError(f"there is no run {parent / name} with a checkpoint to resume")
     return max(last, key=lambda p: p.stat().st_mtime).parent.parent
 
 
-def _is_named(folder: str, name: str | None) -> bool:
-    return name is None or folder == name or (folder.startswith(f"{name}-") and folder[len(name) + 1 :].isdigit())
+def _is_named(folder: str, name: str) -> bool:
+    return name == "*" or folder == name or (folder.startswith(f"{name}-") and folder[len(name) + 1 :].isdigit())
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run folder that a path means: itself, or the one that the checkpoint belongs to."""
+    return path if path.is_dir() else find_checkpoint(path).parent.parent
 
 
 def environment() -> dict[str, Any]:
@@ -58,7 +78,7 @@ def environment() -> dict[str, Any]:
     packages = ("fastdiff", "torch", "numpy", "safetensors", "pillow", "scikit-learn")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),

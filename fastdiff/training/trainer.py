@@ -3,6 +3,7 @@ was stopped and resumed is the run that was not, bit for bit."""
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -59,9 +60,12 @@ class Trainer:
 
         data: an `ImageDataset` or any map-style data set of (image, label) pairs or images, [C, H, W] in [-1, 1].
         resume: a checkpoint of the same model and config, to go on from.
-        Ctrl-C and SIGTERM end it after the step that is under way. Raises NonFiniteLossError, ValueError for empty data.
+        Ctrl-C and SIGTERM end it after the step that is under way. Raises NonFiniteLossError, ValueError for empty data
+        and for a checkpoint that does not fit.
         """
         config = self.config
+        self.step, self.stopped_by = 0, None
+        self.loss = self.gradient_norm = self.rate = self.images_per_s = math.nan
         self.batches = Batches(data, config.batch_size, config.seed)
         self.seeds = ops.image_seeds(config.seed, len(data), self.device)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -133,10 +137,10 @@ class Trainer:
         if bad:
             advice = f"images {bad[:8]} of the data are not finite: mend or remove them"
         else:
-            advice = "lower training.lr, raise training.warmup_steps or set training.clip_norm"
-            advice += "; or train in fp32" if self.config.precision != "fp32" else ""
+            advice = "lower training.lr or raise training.warmup_steps"
+            advice += ", or train in fp32" if self.config.precision != "fp32" else ""
         epoch, batch = divmod(self.step, len(self.batches))
-        return f"{what} at step {self.step} (epoch {epoch}, batch {batch}, images {indices[:4].tolist()}...): {advice}"
+        return f"{what} in step {self.step + 1} (epoch {epoch}, batch {batch}, images {indices[:4].tolist()}...): {advice}"
 
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":
@@ -148,13 +152,19 @@ class Trainer:
         return {"step": self.step, "batches": len(self.batches), "images": len(self.batches.dataset), "seed": self.config.seed}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.meta["state"]
-        for name, own in self.state().items():
-            if name != "step" and state.get(name) != own:
+        state, config = checkpoint.meta["state"], json.loads(json.dumps(self.model.config))  # tuples become lists
+        was, now = (_settings(*parts) for parts in ((checkpoint.meta["model"], state), (config, self.state())))
+        for name in now:
+            if name != "step" and was.get(name) != now[name]:
                 raise ValueError(
-                    f"{checkpoint.path} was trained with {name} = {state.get(name)}, this run has {own}: "
-                    "a run is resumed with the data, batch size and seed that it had"
+                    f"{checkpoint.path} was trained with {name} = {was.get(name)}, this run has {now[name]}: "
+                    "a run is resumed with the model, data, batch size and seed that it had"
                 )
+        if state["step"] > self.config.steps:
+            raise ValueError(
+                f"{checkpoint.path} has done {state['step']} steps: training.steps must be at least that, "
+                f"got {self.config.steps}"
+            )
         load_weights(self.model, checkpoint.part("model"), checkpoint.path)
         load_weights(self.ema, checkpoint.part("ema"), checkpoint.path)
         self.step = state["step"]
@@ -185,6 +195,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _settings(model: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in a resumed run, in one level: of network, schedule, prediction and data."""
+    nested = {key: value for key, value in model.items() if isinstance(value, dict)}
+    flat = {key: value for key, value in model.items() if key not in nested}
+    return {**flat, **{key: value for part in nested.values() for key, value in part.items()}, **state}
 
 
 def pick_device(name: str) -> torch.device:

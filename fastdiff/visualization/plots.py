@@ -68,10 +68,9 @@ def plot_loss(
     """
     values = as_values(losses)
     steps = np.arange(1, values.size + 1)
-    if values.size < 40:
-        series = {"loss": (steps, values)}
-    else:
-        series = {"loss": (steps, values), "smoothed": (steps, smooth(values))}
+    series = {"loss": (steps, values)}
+    if values.size >= 40:
+        series["smoothed"] = (steps, smooth(values))
     colors = {"loss": RAW_COLOR, "smoothed": COLORS[0]} if len(series) > 1 else {}
     return _saved(line_chart(series, title, xlabel, "loss", size, colors=colors), save_path)
 

@@ -103,8 +103,8 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     known, rest = parser.parse_known_args(_with_values([_alias(word) for word in argv]))
     if known.help:
-        parser.print_help()
         file = _usage(named_config, known.config) if known.config else None
+        parser.print_help()
         options = config_parser(file, usage=argparse.SUPPRESS).format_help()
         print(options[options.index("\nThe network:") :])
         return 0

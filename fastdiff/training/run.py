@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, build_model
-from ..data import load_dataset
+from ..data import ImageDataset, load_dataset
 from ..diffusion import DiffusionModel
 from ..visualization import (
     plot_loss,
@@ -36,6 +36,7 @@ from .trainer import Trainer
 
 NOISED_SHOWN = 8  # timesteps in noising.png
 FRAMES = 40  # of denoising.webp
+NEAREST_SHOWN = 8  # samples in nearest.png
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def train_run(config: Config, resume: Path | None = None) -> RunResult:
         return RunResult(folder, {}, trainer.stopped_by.name, trainer.step)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     figures = {"steps": trainer.step, **_summary(records)}
-    figures |= write_pictures(folder, trained, config, data.images[:8].to(trainer.device), [r["loss"] for r in records])
-    figures |= _judge(trained, config, data)
+    figures |= write_pictures(folder, trained, config, data.images[:8].to(trainer.device), records)
+    figures |= judge_samples(folder, trained, config, data)
     write_atomically(folder / "figures.json", json.dumps(figures, indent=1).encode())
     write_report(folder)
     return RunResult(folder, figures, None, trainer.step)
@@ -125,7 +126,7 @@ def _summary(records: list[dict]) -> dict:
     return summary | ({"validation_loss": round(validated[-1], 5)} if validated else {})
 
 
-def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: torch.Tensor, losses: list[float]) -> dict:
+def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: torch.Tensor, records: list[dict]) -> dict:
     """samples.png, denoising.webp, noising.png and loss.png; returns the sampling speed."""
     begin = time.perf_counter()
     frames = min(FRAMES, config.diffusion.sampling_steps)
@@ -139,19 +140,22 @@ def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: to
     last = model.timesteps - 1
     shown = sorted({round(i * last / (NOISED_SHOWN - 1)) for i in range(NOISED_SHOWN)})
     visualize_diffusion_process(model, real, shown, save_path=folder / "noising.png")
-    if losses:
-        label = f"line of metrics.jsonl, one in {config.logging.log_every} steps"
-        plot_loss(losses, save_path=folder / "loss.png", xlabel=label)
+    if records:  # a resumed run may have had nothing left to train
+        plot_loss([r["loss"] for r in records], save_path=folder / "loss.png", steps=[r["step"] for r in records])
     return {"samples_per_s": round(len(samples) / seconds, 1), "sampling_steps": config.diffusion.sampling_steps}
 
 
-def _judge(model: DiffusionModel, config: Config, data) -> dict:
-    """Samples held against the training images, see `evaluation.judge`."""
+def judge_samples(folder: Path, model: DiffusionModel, config: Config, data: ImageDataset) -> dict:
+    """Samples held against the training images, see `evaluation.judge`; nearest.png shows eight over their nearest ones."""
     count = config.logging.judge_samples
     if not count or data.labels is None:
         return {}
-    from ..evaluation import judge
+    from ..evaluation import judge, nearest
 
     samples, labels = draw_samples(model, count, config.diffusion, config.training.seed + 1)
-    found = judge(samples.cpu().clamp(-1, 1), labels, data.images, data.labels, seed=config.training.seed)
+    samples = samples.cpu().clamp(-1, 1)
+    indices, _ = nearest(samples[:NEAREST_SHOWN], data.images)
+    pairs = torch.cat([samples[:NEAREST_SHOWN], data.images[indices.flatten()]])
+    save_images(pairs, folder / "nearest.png", nrow=len(pairs) // 2, scale=None)
+    found = judge(samples, labels, data.images, data.labels, seed=config.training.seed)
     return {key: round(v, 4) if isinstance(v, float) else v for key, v in found.items()}

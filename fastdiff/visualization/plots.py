@@ -61,13 +61,14 @@ def plot_loss(
     title: str = "Training Loss",
     xlabel: str = "step",
     size: tuple[int, int] = (800, 480),
+    steps: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Draws a loss curve over its index 1..n: pale as it is and strong as smoothed by `smooth`.
+    """Draws a loss curve over its steps (by default 1..n): pale as it is and strong as smoothed by `smooth`.
 
     A curve too short to be smoothed (n < 40) is drawn once. Raises ValueError where no loss is finite.
     """
     values = as_values(losses)
-    steps = np.arange(1, values.size + 1)
+    steps = np.arange(1, values.size + 1) if steps is None else np.asarray(steps)
     series = {"loss": (steps, values)}
     if values.size >= 40:
         series["smoothed"] = (steps, smooth(values))

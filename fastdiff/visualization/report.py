@@ -24,8 +24,10 @@ PICTURES = {
     "samples.png": "Samples",
     "denoising.webp": "From noise to samples",
     "noising.png": "From images to noise",
+    "nearest.png": "Samples over the training images nearest to them",
     "loss.png": "Loss",
 }
+OPTIONAL = {"nearest.png"}  # a run that does not judge its samples has none
 CHARTS = {"loss.png"}  # drawn on white: the dark page inverts them
 SMALLEST_WIDTH = 360  # CSS pixels: smaller pictures are enlarged by whole factors
 NOT_CURVES = {"step", "epoch", "loss", "time", "timestamp", "seconds"}
@@ -37,7 +39,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 
     Read are `config.yaml`, `environment.json`, `metrics.jsonl` (one JSON object per line: `step`, `loss`,
     `images_per_s`, `lr`, ..., `figures`), `figures.json` (name to value) and the pictures `samples.png`,
-    `denoising.webp`, `noising.png` and `loss.png` (without it the loss is drawn from the metrics). Pictures are
+    `denoising.webp`, `noising.png`, `nearest.png` and `loss.png` (without it the loss is drawn from the metrics). Pictures are
     embedded; nothing is loaded from elsewhere and there is no script. What is missing or damaged is left out and named
     at the end of the page; a last line of metrics that is still being written is ignored.
 
@@ -52,14 +54,15 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     environment = files.json_object("environment.json")
     metrics = files.metrics("metrics.jsonl")
     figures = files.json_object("figures.json")
-    pictures = {name: files.picture(name) for name in PICTURES}
+    shown = [name for name in PICTURES if name not in OPTIONAL or (run / name).exists()]
+    pictures = {name: files.picture(name) for name in shown}
     if not (config or environment or metrics or figures or any(pictures.values())):
         raise FileNotFoundError(f"{run} holds nothing to report on: {'; '.join(files.left_out)}")
 
     sections = [
         _tiles(_headlines(metrics)),
         _section("Final figures", _table(figures.items())),
-        *(_section(title, _figure(pictures[name], title, name in CHARTS)) for name, title in PICTURES.items()),
+        *(_section(title, _figure(pictures[name], title, name in CHARTS)) for name, title in PICTURES.items() if name in shown),
         _section("Curves", _curves(metrics, loss_too=not pictures["loss.png"])),
         _section("Evaluations during the run", _evaluations(metrics)),
         _section("Environment", _table(environment.items())),

@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done, 1 it failed (one line on stderr says why), 2 wrong arguments, 128 + N ended by signal N."""
+"""The command line.
+
+Exit codes: 0 done, 1 it failed (one line on stderr says why), 2 wrong arguments, 128 + N ended by signal N.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if os.environ.get("FASTDIFF_TRACEBACK"):  # where the error is ours, not the user's
+            raise
         return _fail(error, 1)
 
 
@@ -68,7 +73,12 @@ def _fail(error: BaseException | str, code: int) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "sample": _sample, "doctor": _doctor}
-    parser = _Parser(prog="fastdiff", description="Train and sample diffusion models.", usage="fastdiff COMMAND ...", epilog="fastdiff COMMAND --help says more.")
+    parser = _Parser(
+        prog="fastdiff",
+        description="Train and sample diffusion models.",
+        usage="fastdiff COMMAND ...",
+        epilog="fastdiff COMMAND --help says more.",
+    )
     parser.add_argument("--version", action="version", version=f"fastdiff {__version__}")
     parser.add_argument(
         "command", nargs="?", metavar="COMMAND", help="train a model, sample from one, or doctor: check this installation"
@@ -94,7 +104,9 @@ def _train(argv: list[str]) -> int:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="digits, mnist, or a .yaml file; may be left out with --resume")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="digits, mnist, or a .yaml file; may be left out with --resume"
+    )
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
         help="go on in this run folder, or from this checkpoint of one; without RUN, in the newest one (of CONFIG, where "
@@ -110,7 +122,6 @@ def _train(argv: list[str]) -> int:
         return 0
     if known.config is None and known.resume is None:
         parser.error("CONFIG is missing: digits, mnist, or a .yaml file")
-
 
     from .training import latest_run, run_folder_of, train_run
 
@@ -175,7 +186,13 @@ def _sample(argv: list[str]) -> int:
     add("--steps", type=int, metavar="K", help="sampling steps, 1..T (default: 50, or T where that is less)")
     add("--sampler", default="ddim", metavar="NAME", help="ddim or ddpm (default: %(default)s)")
     add("--classes", metavar="I,J,...", help="class labels; image i gets the (i mod k)-th (default: all classes in turn)")
-    add("--guidance", type=float, default=1.5, metavar="W", help="classifier-free guidance scale, 1 is none (default: %(default)s)")
+    add(
+        "--guidance",
+        type=float,
+        default=1.5,
+        metavar="W",
+        help="classifier-free guidance scale, 1 is none (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: %(default)s)")
     add("--batch-size", "--batch_size", type=int, default=64, metavar="B", help="images at a time (default: %(default)s)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
@@ -214,7 +231,9 @@ def _classes(text: str | None) -> list[int] | None:
 
 
 def _doctor(argv: list[str]) -> int:
-    parser = _Parser(prog="fastdiff doctor", description="Say what is installed and compiled, and check each op against its reference.")
+    parser = _Parser(
+        prog="fastdiff doctor", description="Say what is installed and compiled, and check each op against its reference."
+    )
     parser.parse_args(argv)
     from .doctor import examine
 

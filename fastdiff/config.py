@@ -302,7 +302,13 @@ def build_scheduler(config: DiffusionConfig) -> NoiseScheduler:
     """The noise schedule of a config."""
     from .diffusion import NoiseScheduler
 
-    return NoiseScheduler(config.timesteps, config.beta_start, config.beta_end, config.schedule_type)
+    return NoiseScheduler(
+        config.timesteps,
+        config.beta_start,
+        config.beta_end,
+        config.schedule_type,
+        rescale_betas=True,  # the betas are stated for T = 1000; without it a short schedule does not end in noise
+    )
 
 
 def build_model(config: Config, img_shape: tuple[int, int, int], num_classes: int | None = None) -> DiffusionModel:

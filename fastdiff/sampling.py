@@ -35,7 +35,9 @@ def sample_to_folder(
     png: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write samples.npz (`x` float32 [N, H, W, C] in [0, 1], `y` int64 [N] or empty, `seed`) and samples.png; returns the folder.
+    """Write samples.npz (`x` float32 [N, H, W, C] in [0, 1], `y` int64 [N] or empty, `seed`) and samples.png.
+
+    Returns the folder.
 
     classes: image i gets classes[i % k]; None: all classes in turn. out: by default `samples/` in the run folder, or beside
     the checkpoint. Raises ValueError or OSError naming what is wrong before anything is written.

@@ -313,7 +313,10 @@ def test_wrong_arguments(words, place, capsys):
     ("words", "parts"),
     [
         ("--help", ["train", "sample", "doctor"]),
-        ("train --help", ["--resume", "--training.lr", "Peak learning rate", "default: 0.001", "Steps between", "--learning-rate"]),
+        (
+            "train --help",
+            ["--resume", "--training.lr", "Peak learning rate", "default: 0.001", "Steps between", "--learning-rate"],
+        ),
         ("train digits --help", ["--training.steps", "default: 2000"]),
         ("sample --help", ["--num-samples", "default: 64", "sampling steps, 1..T", "classifier-free guidance scale"]),
         ("doctor --help", ["check each op"]),
@@ -412,14 +415,14 @@ def uninterrupted(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
-        assert main(["train", "tiny.yaml", "--steps", "150"]) == 0
+        assert main(["train", "tiny.yaml", "--steps", "100"]) == 0
     return read_checkpoint(folder / "runs" / "digits"), metrics(folder / "runs" / "digits")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_that_can_go_on(number, code, place, uninterrupted):
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "fastdiff", "train", "tiny.yaml", "--steps", "150"]
+    command = [sys.executable, "-m", "fastdiff", "train", "tiny.yaml", "--steps", "100"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     lines = place / "runs" / "digits" / "metrics.jsonl"
     with subprocess.Popen(command, env=environment, **pipes) as process:
@@ -431,7 +434,7 @@ def test_a_signal_ends_a_run_that_can_go_on(number, code, place, uninterrupted):
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (code, "")
     step = read_checkpoint("runs/digits").meta["state"]["step"]
-    assert 5 <= step < 150
+    assert 5 <= step < 100
     told, _, resume = out.strip().partition("; go on with: fastdiff ")
     assert told == f"stopped by {number.name} after step {step}"
 

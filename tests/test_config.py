@@ -154,9 +154,9 @@ def test_every_number_has_a_range():
 
 def test_names_of_configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="there is no config 'digit': did you mean digits?"):
+    with pytest.raises(ValueError, match=r"there is no config 'digit': did you mean digits\?"):
         load_config("digit")
-    with pytest.raises(ValueError, match="one of digits, mnist, or a .yaml file"):
+    with pytest.raises(ValueError, match=r"one of digits, mnist, or a \.yaml file"):
         load_config("xyz")
     with pytest.raises(ValueError, match=r"config file gone\.yaml does not exist"):
         load_config("gone.yaml")

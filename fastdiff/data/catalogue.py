@@ -111,9 +111,7 @@ DATASETS: dict[str, Callable[[str, str | Path | None, bool], ImageDataset]] = {
 }
 
 
-def load_dataset(
-    name: str, split: str = "train", root: str | Path | None = None, download: bool = False
-) -> ImageDataset:
+def load_dataset(name: str, split: str = "train", root: str | Path | None = None, download: bool = False) -> ImageDataset:
     """Loads a data set by name.
 
     Args:

@@ -30,9 +30,7 @@ class Batches:
         ValueError: the data set is empty, or batch_size or seed is out of range.
     """
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int, drop_last: bool = True, shuffle: bool = True
-    ) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, drop_last: bool = True, shuffle: bool = True) -> None:
         if not len(dataset):
             raise ValueError("dataset is empty: there is nothing to batch")
         if batch_size < 1:

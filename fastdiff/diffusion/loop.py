@@ -147,9 +147,7 @@ def sample(
     return (images, torch.cat([kept for _, kept in done], dim=1)) if frames else images
 
 
-def _image_seeds(
-    count: int, seed: int | None, generator: torch.Generator | None, seeds: torch.Tensor | None
-) -> torch.Tensor:
+def _image_seeds(count: int, seed: int | None, generator: torch.Generator | None, seeds: torch.Tensor | None) -> torch.Tensor:
     if seeds is None:
         return ops.image_seeds(ops.draw_seed(seed, generator), count)
     if seed is not None or generator is not None:

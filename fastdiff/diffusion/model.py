@@ -77,9 +77,7 @@ class DiffusionModel(nn.Module):
             raise ValueError("label_dropout needs a network with classes: give num_classes")
         self.label_dropout = label_dropout
 
-    def build_unet(
-        self, base_channels: int = 64, channel_multipliers: tuple[int, ...] = (1, 2, 4), **unet: Any
-    ) -> nn.Module:
+    def build_unet(self, base_channels: int = 64, channel_multipliers: tuple[int, ...] = (1, 2, 4), **unet: Any) -> nn.Module:
         """Replace the network by a `UNet` of this size and return it; call it before the optimizer is made."""
         options = {"time_embed_dim": self.time_embed_dim, "num_classes": self.num_classes, **unet}
         options |= {"model_channels": base_channels, "channel_multipliers": channel_multipliers}

@@ -34,9 +34,7 @@ def x0_coefficients(prediction: str, abar: torch.Tensor) -> tuple[torch.Tensor, 
     if prediction == "v":
         return signal, -sigma
     if (abar == 0).any():
-        raise ValueError(
-            "prediction 'eps' cannot give x0 at a timestep with zero signal (zero_terminal_snr): use 'v' or 'x0'"
-        )
+        raise ValueError("prediction 'eps' cannot give x0 at a timestep with zero signal (zero_terminal_snr): use 'v' or 'x0'")
     return 1 / signal, -sigma / signal
 
 

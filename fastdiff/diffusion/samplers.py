@@ -49,9 +49,7 @@ def spaced_timesteps(timesteps: int, steps: int, spacing: str = "leading") -> li
     raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
 
 
-def ddpm(
-    scheduler: NoiseScheduler, timesteps: Sequence[int], prediction: str = "eps", variance: str = "fixed_small"
-) -> Steps:
+def ddpm(scheduler: NoiseScheduler, timesteps: Sequence[int], prediction: str = "eps", variance: str = "fixed_small") -> Steps:
     """Ancestral sampling from the posterior q(x_s | x_t, x_0). Ho et al. 2020, equations 6 and 7, algorithm 2.
 
     Works for any strictly decreasing timesteps t > s: alpha_t = abar_t / abar_s takes the place of the one-step alpha.

@@ -55,9 +55,7 @@ def judge(
     if labels is not None:
         check_labels(labels, samples, "labels")
     if samples.shape[1:] != real.shape[1:]:
-        raise ValueError(
-            f"samples and real must be of one shape, got {tuple(samples.shape[1:])} and {tuple(real.shape[1:])}"
-        )
+        raise ValueError(f"samples and real must be of one shape, got {tuple(samples.shape[1:])} and {tuple(real.shape[1:])}")
     if len(samples) < 2:
         raise ValueError(f"samples must be at least 2, got {len(samples)}")
     samples, real, real_labels = samples.detach().cpu(), real.detach().cpu(), real_labels.cpu()

@@ -30,9 +30,7 @@ class AttentionBlock(nn.Module):
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; in U-Nets Ho et al. 2020, appendix B.
     """
 
-    def __init__(
-        self, channels: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5
-    ) -> None:
+    def __init__(self, channels: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
         self.head_dim = default_head_dim(channels) if head_dim is None else head_dim
         if self.head_dim < 1 or channels % self.head_dim:

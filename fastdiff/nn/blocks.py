@@ -34,8 +34,6 @@ class UpBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         if x.shape[1] + skip.shape[1] != self.in_channels:
-            raise ValueError(
-                f"x and skip must have {self.in_channels} channels together, got {x.shape[1]} and {skip.shape[1]}"
-            )
+            raise ValueError(f"x and skip must have {self.in_channels} channels together, got {x.shape[1]} and {skip.shape[1]}")
         x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
         return self.residual(torch.cat((x, skip), dim=1), emb)

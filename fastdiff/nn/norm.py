@@ -42,16 +42,12 @@ class GroupNormSiLU(nn.GroupNorm):
     Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3 (AdaGN).
     """
 
-    def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, act: str = "silu"
-    ) -> None:
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, act: str = "silu") -> None:
         super().__init__(num_groups, num_channels, eps, affine)
         check_act(act)
         self.act = act
 
-    def forward(
-        self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
         return ops.group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, self.act)
 
     def extra_repr(self) -> str:
@@ -65,9 +61,7 @@ class BatchNormSiLU(nn.BatchNorm2d):
     Source: Ioffe & Szegedy 2015, "Batch Normalization".
     """
 
-    def forward(
-        self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
         x = super().forward(x)
         return F.silu(x) if scale is None else ops.film(x, scale, shift, act="silu")
 

@@ -149,7 +149,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimizer: all that a resumed run must agree on."""
-        return {"step": self.step, "batch_size": self.batches.batch_size, "images": len(self.batches.dataset), "seed": self.config.seed}
+        return {
+            "step": self.step,
+            "batch_size": self.batches.batch_size,
+            "images": len(self.batches.dataset),
+            "seed": self.config.seed,
+        }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, config = checkpoint.meta["state"], json.loads(json.dumps(self.model.config))  # tuples become lists

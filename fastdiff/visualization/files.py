@@ -19,7 +19,10 @@ def write_atomically(filepath: str | os.PathLike, data: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(data)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -70,9 +70,7 @@ def _to_nhwc(pixels: np.ndarray, channels_first: bool) -> np.ndarray:
     return batch
 
 
-def image_grid(
-    images: Images, nrow: int = 4, normalize: bool = True, padding: int = 2, scale: int | None = 1
-) -> Image.Image:
+def image_grid(images: Images, nrow: int = 4, normalize: bool = True, padding: int = 2, scale: int | None = 1) -> Image.Image:
     """A grid of images, `nrow` to a row, filled row by row; mode L for one channel, RGB for three.
 
     `padding` is the width in pixels of the grey lines between and around the tiles. `scale` enlarges each tile by a

@@ -76,9 +76,7 @@ def plot_loss(
     return _saved(line_chart(series, title, xlabel, "loss", size, colors=colors), save_path)
 
 
-def plot_training_curves(
-    history: Mapping[str, Sequence[float]], save_path: str | os.PathLike | None = None
-) -> Image.Image:
+def plot_training_curves(history: Mapping[str, Sequence[float]], save_path: str | os.PathLike | None = None) -> Image.Image:
     """Draws each curve of `history` in a panel of its own, two to a row.
 
     Usual names are `train_losses` (one value per step) and `epoch_losses` (one per epoch); any others are drawn as

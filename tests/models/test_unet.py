@@ -35,8 +35,7 @@ def plain_unet(net: UNet, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor
     def attention(x: torch.Tensor, name: str) -> torch.Tensor:
         tokens = norm(x, f"{name}.norm").flatten(2).mT
         q, k, v = (
-            part.unflatten(2, (-1, c["head_dim"])).transpose(1, 2)
-            for part in linear(tokens, f"{name}.qkv").chunk(3, dim=2)
+            part.unflatten(2, (-1, c["head_dim"])).transpose(1, 2) for part in linear(tokens, f"{name}.qkv").chunk(3, dim=2)
         )
         h = torch.softmax(q @ k.mT / c["head_dim"] ** 0.5, -1) @ v
         return x + linear(h.transpose(1, 2).flatten(2), f"{name}.proj").mT.reshape(x.shape)

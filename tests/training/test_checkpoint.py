@@ -153,7 +153,7 @@ def test_a_newer_format_says_to_upgrade(saved, monkeypatch, build):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint or run folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint or run folder .*nowhere"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/last\.safetensors: it is not a run folder"):
         load_model(tmp_path)

@@ -86,8 +86,8 @@ def test_a_trainer_can_be_used_again(train, build, data):
 
 @pytest.mark.parametrize("parts", [2, 5, 32])
 def test_accumulation_computes_the_same_batch(train, parts):
-    whole, trainer = train(clip_norm=0.5)
-    cut, other = train(clip_norm=0.5, accumulate=parts)
+    whole, _ = train(clip_norm=0.5)
+    cut, _ = train(clip_norm=0.5, accumulate=parts)
     assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
     assert cut.norms == pytest.approx(whole.norms, rel=1e-4)
 

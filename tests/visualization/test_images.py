@@ -12,9 +12,7 @@ from fastdiff.visualization.images import PADDING_GRAY
     [(-1, True, 0), (1, True, 255), (0, True, 128), (7, True, 255), (-7, True, 0), (0, False, 0), (0.5, False, 128)],
 )
 def test_values_map_to_bytes_with_clipping_and_halves_up(value, normalize, expected):
-    assert (
-        to_uint8(torch.full((1, 1, 2, 2), float(value)), normalize).tolist() == np.full((1, 2, 2, 1), expected).tolist()
-    )
+    assert to_uint8(torch.full((1, 1, 2, 2), float(value)), normalize).tolist() == np.full((1, 2, 2, 1), expected).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -380,14 +380,14 @@ def test_validation_finds_exploded_weights_before_they_are_saved(copied, capsys)
 
 
 def test_a_full_disk_leaves_the_run_readable(copied, capsys, monkeypatch):
-    whole = Path.write_bytes
+    whole = os.fsync
 
-    def full(self, data):
-        if "last.safetensors" in self.name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return whole(self, data)
+    def full(descriptor):
+        if "last.safetensors" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(descriptor)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     error = fails(["train", "--resume", "runs/digits", "--steps", "9"], 1, capsys)
     assert "runs/digits/checkpoints/last.safetensors: cannot write the file (No space left on device)" in error
     monkeypatch.undo()

@@ -182,5 +182,6 @@ def test_the_model_is_what_the_config_says():
 def test_the_schedule_is_what_the_config_says():
     scheduler = build_scheduler(DiffusionConfig(timesteps=200, schedule_type="linear", sampling_steps=10))
     assert scheduler.timesteps == 200
-    assert scheduler.betas[0].item() == pytest.approx(1e-4)
-    assert scheduler.betas[-1].item() == pytest.approx(0.02)
+    # stated for T = 1000: a schedule of a fifth of the steps has five times the betas
+    assert scheduler.betas[0].item() == pytest.approx(5e-4)
+    assert scheduler.betas[-1].item() == pytest.approx(0.1)

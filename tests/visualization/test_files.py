@@ -1,5 +1,5 @@
 import errno
-from pathlib import Path
+import os
 
 import pytest
 
@@ -8,13 +8,11 @@ from fastdiff.visualization.files import write_atomically
 
 def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "new" / "a.txt", b"old")
-    write_whole = Path.write_bytes
 
-    def write_half(self, data):
-        write_whole(self, data[: len(data) // 2])
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"cannot write the file \(No space left on device\).*a\.txt"):
         write_atomically(path, b"brand new")
     assert path.read_bytes() == b"old"

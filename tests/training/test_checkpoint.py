@@ -162,16 +162,16 @@ def test_what_is_not_there(tmp_path):
         load_model(tmp_path / "alone.json")
 
 
-@pytest.mark.parametrize("fails", ["replace", "write_bytes"])
+@pytest.mark.parametrize("fails", [(Path, "replace"), (os, "fsync")], ids=["rename", "flush"])
 def test_an_interrupted_write_leaves_the_old_checkpoint(fails, saved, build, monkeypatch):
     path, _, average = saved
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
 
-    def no_space(self, *arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as m:
-        m.setattr(Path, fails, no_space)
+        m.setattr(*fails, no_space)
         with pytest.raises(OSError, match="No space left on device") as error:
             save_checkpoint(path, model=build(seed=9))
     assert error.value.filename == str(path)

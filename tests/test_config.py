@@ -6,7 +6,7 @@ import yaml
 from fastdiff import config
 from fastdiff.config import Config, DiffusionConfig, build_model, build_scheduler, load_config, to_dict
 
-SHIPPED = sorted(p.stem for p in config.CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(p.stem for p in config.parser.CONFIGS.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -10,6 +10,7 @@
 
 #define FASTDIFF_ISA cuda
 #define FASTDIFF_INLINE __device__ __forceinline__
+#define FASTDIFF_UNROLL _Pragma("unroll")
 
 namespace fastdiff::cuda {
 

@@ -61,4 +61,11 @@ inline const Tensor& dense(const Tensor& x, bool channels_last, std::optional<Te
   return *storage;
 }
 
+// x in another dtype, in a copy that `storage` keeps.
+inline const Tensor& converted(const Tensor& x, DType dtype, std::optional<Tensor>& storage) {
+  storage.emplace(empty(std::vector<int64_t>(x.sizes(), x.sizes() + x.dim()), dtype, x));
+  ok(aoti_torch_copy_(storage->handle(), x.handle(), 0));
+  return *storage;
+}
+
 }  // namespace fastdiff

@@ -1,8 +1,8 @@
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") and standard normals from it.
 //
 // The same bits on the CPU, on CUDA and in plain torch (fastdiff/ops/_philox.py): every float operation is one float32
-// multiplication, addition or square root, rounded on its own. U is uint32_t or a vector of them, F float alike; add, mul,
-// square_root, bits_as, to_float, to_int and high_low come from the includer: philox_cpu.h or cuda_device.h.
+// multiplication, addition or square root, rounded on its own. F is float or vectors of them, I and U int32_t and uint32_t
+// alike; add, mul, square_root, bits_as, to_float, choose and high_low come from the includer: philox_cpu.h or philox_cuda.h.
 #pragma once
 #include <cstdint>
 
@@ -15,7 +15,7 @@ struct Counter {
 
 template <class U>
 FASTDIFF_INLINE Counter<U> philox4x32(Counter<U> c, uint32_t k0, uint32_t k1) {
-#pragma unroll
+FASTDIFF_UNROLL
   for (int round = 0; round < 10; ++round) {
     U high0, low0, high1, low1;
     high_low(c.c0, 0xD2511F53u, high0, low0);
@@ -29,7 +29,7 @@ FASTDIFF_INLINE Counter<U> philox4x32(Counter<U> c, uint32_t k0, uint32_t k1) {
 template <class F, int kCount>
 FASTDIFF_INLINE F horner(const float (&coefficients)[kCount], F x) {
   F p = add(mul(x, coefficients[0]), coefficients[1]);
-#pragma unroll
+FASTDIFF_UNROLL
   for (int i = 2; i < kCount; ++i) p = add(mul(p, x), coefficients[i]);
   return p;
 }
@@ -50,6 +50,12 @@ FASTDIFF_INLINE F logarithm(F u) {
   return add(add(x, y), mul(exponent, 0.693359375f));
 }
 
+// x, negated where the top bit of w is set.
+template <class F, class I, class U>
+FASTDIFF_INLINE F with_sign(F x, U w) {
+  return bits_as<F>(bits_as<I>(x) ^ bits_as<I>(w & 0x80000000u));
+}
+
 // Two words to two normals: radius from a, angle 2 pi b / 2^32, reduced in integers to [-pi/4, pi/4]; Cephes sinf, cosf.
 template <class F, class I, class U>
 FASTDIFF_INLINE void box_muller(U a, U b, F& first, F& second) {
@@ -57,23 +63,15 @@ FASTDIFF_INLINE void box_muller(U a, U b, F& first, F& second) {
   constexpr float kCos[] = {2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f};
   const F u = add(mul(to_float<F>(a), 0x1p-32f), 0x1p-33f);
   const F radius = square_root(mul(logarithm<F, I>(u), -2.0f));
-  const U quadrant = (b + 0x20000000u) >> 30;
-  const F theta = mul(to_float<F>(bits_as<I>(b - (quadrant << 30))), 1.4629180792671596e-9f);
+  const U turned = b + 0x20000000u;  // bits 31 and 30: the quadrant; the others: the angle from its middle, plus pi/4
+  const F theta = mul(to_float<F>(bits_as<I>(turned & 0x3FFFFFFFu) - 0x20000000), 1.4629180792671596e-9f);
   const F z = mul(theta, theta);
   const F s = add(mul(mul(horner(kSin, z), z), theta), theta);
   const F c = add(add(mul(mul(horner(kCos, z), z), z), mul(mul(z, 0.5f), -1.0f)), 1.0f);
-  const auto odd = (quadrant & 1u) != 0u;
-  const F sine = odd ? c : s, cosine = odd ? s : c;
-  second = mul(radius, (quadrant & 2u) != 0u ? -sine : sine);
-  first = mul(radius, ((quadrant + 1u) & 2u) != 0u ? -cosine : cosine);
-}
-
-// Four normals, for elements 4i .. 4i+3 of an image.
-template <class F, class I, class U>
-FASTDIFF_INLINE void philox_normals(Counter<U> counter, uint64_t seed, F (&out)[4]) {
-  const Counter<U> w = philox4x32(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  box_muller<F, I>(w.c0, w.c1, out[0], out[1]);
-  box_muller<F, I>(w.c2, w.c3, out[2], out[3]);
+  const U odd = turned & 0x40000000u;
+  const F sine = choose(odd, c, s), cosine = choose(odd, s, c);
+  second = mul(radius, with_sign<F, I>(sine, turned));
+  first = mul(radius, with_sign<F, I>(cosine, turned + 0x40000000u));
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

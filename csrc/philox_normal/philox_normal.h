@@ -3,24 +3,17 @@
 #include <cstdint>
 
 #include "../common/cpu_dispatch.h"
+#include "../common/noise.h"
 
 namespace fastdiff {
 
 struct PhiloxArgs {
-  int64_t images, size;   // elements of one image
-  const int64_t* seeds;   // [images]
-  int64_t seeds_stride;
-  const int64_t* step;    // one value, on the device of the call
-  uint32_t purpose;
-  float* out;             // [images, size]
+  Walk walk;  // of images of one channel
+  Noise noise;
+  float* out;
 };
 
-// Counters of one image, padded so that a unit of work is the same on every instruction set.
-constexpr int64_t kPhiloxUnit = 256;  // elements: the widest vector makes 64 at a time
-
-inline int64_t philox_units(const PhiloxArgs& a) { return (a.size + kPhiloxUnit - 1) / kPhiloxUnit; }
-
-// Units [begin, end) of images * philox_units.
+// Tiles [begin, end) of the walk.
 FASTDIFF_DECLARE_CPU(void, philox_normal_kernel, (const PhiloxArgs&, int64_t begin, int64_t end))
 
 const char* philox_normal_cuda_launch(const PhiloxArgs&, void* stream);

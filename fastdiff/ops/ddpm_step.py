@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ._checks import check_timesteps
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import laid_out_like
 from .philox_normal import Purpose, check_noise
 from .q_sample import check_table, gather_rows
@@ -71,6 +71,7 @@ _op = define(
     "ddpm_step(Tensor x, Tensor m, Tensor t, Tensor table, float clip, Tensor seeds, Tensor step, int purpose) -> Tensor",
     reference,
     samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
     backward=_autograd,
     setup_context=_setup_context,
 )

@@ -120,7 +120,7 @@ def check_noise(seeds: torch.Tensor, step: int | torch.Tensor, purpose: int, ima
     if isinstance(step, int):
         if not 0 <= step < 2**32:
             raise ValueError(f"step must be in 0..2^32-1, got {step}")
-        return seeds, torch.tensor(step, device=seeds.device)
+        return seeds, torch.full((), step, device=seeds.device)  # half the cost of torch.tensor
     check_tensor("step", step)
     if step.dtype is not torch.int64 or step.numel() != 1:
         raise TypeError(f"step must be an int64 tensor of one element, got {step.dtype} of shape {tuple(step.shape)}")

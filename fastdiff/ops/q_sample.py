@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ._checks import check_floating, check_like, check_tensor, check_timesteps
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, laid_out_like
 from .philox_normal import Purpose, check_noise
 from .philox_normal import _op as _philox_normal
@@ -77,8 +77,16 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("one timestep for all", normal(3, 1, 9, 9), t=[9])
     yield make("ends", normal(2, 1, 4, 4), t=[0, 9])
     yield make("video", normal(2, 3, 2, 4, 4))
+    yield make("video channels_last", normal(2, 3, 2, 4, 4).contiguous(memory_format=torch.channels_last_3d))
+    yield make("sliced", normal(4, 5, 6, 10)[:, 1:4, :, ::2])
+    yield make("expanded", normal(1, 3, 1, 6).expand(3, 3, 4, 6))
+    yield make("more channels than a tile", normal(1, 80, 9, 9).contiguous(memory_format=torch.channels_last))
+    yield make("vectors", normal(3, 70))
+    yield make("one value per image", normal(5))
     yield make("no images", normal(0, 3, 4, 4))
+    yield make("no pixels", normal(2, 3, 0, 4))
     yield make("large", normal(64, 3, 32, 32), large=True)
+    yield make("large channels_last", normal(64, 3, 32, 32).contiguous(memory_format=torch.channels_last), large=True)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -100,6 +108,7 @@ _op = define(
     " -> (Tensor, Tensor)",
     reference,
     samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
     backward=_autograd,
     setup_context=_setup_context,
 )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ._checks import check_floating, check_like, check_tensor
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, laid_out_like
 from .philox_normal import Purpose, check_noise
 from .philox_normal import _op as _philox_normal
@@ -86,8 +86,16 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("a row per image, multistep", normal(3, 1, 9, 9), previous=True, rows=True)
     yield make("channels_last", normal(3, 3, 6, 5).contiguous(memory_format=torch.channels_last))
     yield make("video", normal(2, 3, 2, 4, 4))
+    yield make("video channels_last", normal(2, 3, 2, 4, 4).contiguous(memory_format=torch.channels_last_3d))
+    yield make("sliced", normal(4, 5, 6, 10)[:, 1:4, :, ::2], previous=True)
+    yield make("expanded", normal(1, 3, 1, 6).expand(3, 3, 4, 6))
+    yield make("more channels than a tile", normal(1, 80, 9, 9).contiguous(memory_format=torch.channels_last), previous=True)
+    yield make("vectors", normal(3, 70), rows=True)
+    yield make("one value per image", normal(5))
     yield make("no images", normal(0, 3, 4, 4))
+    yield make("no pixels", normal(2, 3, 0, 4))
     yield make("large", normal(64, 3, 32, 32), large=True)
+    yield make("large channels_last", normal(64, 3, 32, 32).contiguous(memory_format=torch.channels_last), large=True)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -112,6 +120,7 @@ _op = define(
     "int purpose) -> (Tensor, Tensor)",
     reference,
     samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
     backward=_autograd,
     setup_context=_setup_context,
 )

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from ._checks import check_tensor
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 
 
 def reference(t: torch.Tensor, dim: int, max_period: float) -> torch.Tensor:
@@ -38,6 +38,7 @@ _op = define(
     "timestep_embedding(Tensor t, int dim, float max_period) -> Tensor",
     reference,
     samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
 )
 
 

@@ -51,6 +51,7 @@ int32_t torch_string_length(StringOpaque*, size_t*);
 int32_t torch_delete_string(StringOpaque*);
 
 int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void* context);
+int32_t torch_get_num_threads(uint32_t* threads);
 
 int32_t aoti_torch_dtype_float64();
 int32_t aoti_torch_dtype_float32();
@@ -189,6 +190,12 @@ template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, Body&& body) {
   auto call = [](int64_t b, int64_t e, void* context) { (*static_cast<std::remove_reference_t<Body>*>(context))(b, e); };
   if (end > begin) ok(torch_parallel_for(begin, end, grain < 1 ? 1 : grain, call, &body));
+}
+
+inline int64_t num_threads() {
+  uint32_t threads;
+  ok(torch_get_num_threads(&threads));
+  return threads;
 }
 
 class CudaDeviceGuard {

@@ -32,8 +32,10 @@ template <class T> FASTDIFF_INLINE T narrow(Compute<T> v) {
   else return __float2half(v);
 }
 
-FASTDIFF_INLINE float exponential(float x) { return expf(x); }
-FASTDIFF_INLINE double exponential(double x) { return exp(x); }
+FASTDIFF_INLINE float madd(float a, float b, float c) { return fmaf(a, b, c); }
+FASTDIFF_INLINE double madd(double a, double b, double c) { return fma(a, b, c); }
+FASTDIFF_INLINE float exponential2(float t) { return exp2f(t); }
+FASTDIFF_INLINE double exponential2(double t) { return exp2(t); }
 FASTDIFF_INLINE float error_function(float x) { return erff(x); }
 FASTDIFF_INLINE double error_function(double x) { return erf(x); }
 

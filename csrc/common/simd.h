@@ -58,13 +58,34 @@ template <class V> FASTDIFF_INLINE V splat(Element<V> value) { return V{} + valu
 
 // ---- half precision ----
 
+// bf16 by integers: to nearest even, NaN stays NaN. The machine's own conversion (AVX512_BF16) flushes subnormals.
+#if defined(__AVX512F__)
+FASTDIFF_INLINE Floats widen(Halves h, bf16) {
+  return bits_as<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits_as<__m256i>(h)), 16));
+}
+FASTDIFF_INLINE Halves narrow(Floats v, bf16) {
+  const __m512i u = bits_as<__m512i>(v);
+  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+  const __m512i half = _mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF));
+  const __m512i rounded = _mm512_mask_add_epi32(half, odd, u, _mm512_set1_epi32(0x8000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(bits_as<__m512>(v), bits_as<__m512>(v), _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+  return bits_as<Halves>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+#else
 FASTDIFF_INLINE Floats widen(Halves h, bf16) { return bits_as<Floats>(__builtin_convertvector(h, Words) << 16); }
-
-FASTDIFF_INLINE Halves narrow(Floats v, bf16) {  // round to nearest even, NaN stays NaN
+FASTDIFF_INLINE Halves narrow(Floats v, bf16) {
   const Words u = bits_as<Words>(v);
   const Words rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : (u >> 16) | 0x40, Halves);
+  const Words kept = v == v ? rounded : (u >> 16) | 0x40;
+#if defined(__AVX2__)  // both 128-bit halves are packed with themselves, then joined
+  const __m256i packed = _mm256_packus_epi32(bits_as<__m256i>(kept), bits_as<__m256i>(kept));
+  return bits_as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  return __builtin_convertvector(kept, Halves);
+#endif
 }
+#endif
 
 #if defined(__AVX512F__)
 FASTDIFF_INLINE Floats widen(Halves h, f16) { return bits_as<Floats>(_mm512_cvtph_ps(bits_as<__m256i>(h))); }
@@ -120,16 +141,30 @@ FASTDIFF_INLINE void store(T* p, Vec<Compute<T>> v) {
 
 template <class T>
 FASTDIFF_INLINE Vec<Compute<T>> load(const T* p, int64_t count) {  // lanes past `count` are zero
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) return widen(bits_as<Halves>(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), p)), T{});
+  else if constexpr (sizeof(T) == 4) return bits_as<Vec<T>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), p));
+  else return bits_as<Vec<T>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), p));
+#else
   T buffer[kLanesOf<Compute<T>>] = {};
   std::memcpy(static_cast<void*>(buffer), p, count * sizeof(T));
   return load(buffer);
+#endif
 }
 
 template <class T>
 FASTDIFF_INLINE void store(T* p, Vec<Compute<T>> v, int64_t count) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(lanes), bits_as<__m256i>(narrow(v, T{})));
+  else if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(lanes), bits_as<__m512>(v));
+  else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(lanes), bits_as<__m512d>(v));
+#else
   T buffer[kLanesOf<Compute<T>>];
   store(buffer, v);
   std::memcpy(static_cast<void*>(p), buffer, count * sizeof(T));
+#endif
 }
 
 // body(i, n) for each full vector of [0, size), n = kLanes, then for the ragged end. n is a constant in the main loop.
@@ -147,6 +182,18 @@ FASTDIFF_INLINE Vec<Compute<T>> load_up_to(const T* p, int64_t count) {
 template <class T>
 FASTDIFF_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
   count == kLanesOf<Compute<T>> ? store(p, v) : store(p, v, count);
+}
+
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The first `count` lanes of v, the others zero: for sums whose terms do not vanish by themselves past the end.
+template <class V>
+FASTDIFF_INLINE V keep_up_to(V v, int64_t count) {
+  constexpr Element<V> kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  V lane;
+  if (count == sizeof(V) / sizeof(v[0])) return v;
+  std::memcpy(&lane, kLane, sizeof(V));
+  return lane < static_cast<Element<V>>(count) ? v : V{};
 }
 
 // Memory for one task, not initialised.
@@ -183,31 +230,42 @@ FASTDIFF_INLINE V map_lanes(V v, F&& f) {
   return v;
 }
 
+// Pairwise: halves are added until one lane is left.
 template <class V>
-FASTDIFF_INLINE double sum_lanes(V v) {
-  double total = 0;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) total += v[i];
-  return total;
+FASTDIFF_INLINE Element<V> sum_lanes(V v) {
+  constexpr int kHalf = sizeof(V) / sizeof(v[0]) / 2;
+  if constexpr (kHalf == 1) {
+    return v[0] + v[1];
+  } else {
+    typename VectorOf<Element<V>, kHalf>::type low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return sum_lanes(low + high);
+  }
 }
 
-// exp by Cephes' expf: argument reduced to [-ln2/2, ln2/2], degree-5 polynomial; within 2 ulp. NaN stays NaN.
-FASTDIFF_INLINE Floats exponential(Floats x) {
-  const Floats top = splat<Floats>(89.0f), bottom = splat<Floats>(-87.0f);  // 89 overflows to infinity below
-  x = x > top ? top : x;
-  x = x < bottom ? bottom : x;
+// 2^t: t = whole + f, f in [0, 1], and a minimax polynomial of degree 6 for 2^f; within 1.1 ulp. NaN stays NaN.
+FASTDIFF_INLINE Floats exponential2(Floats t) {
+#if defined(__AVX512F__)
+  const Floats f = bits_as<Floats>(_mm512_reduce_ps(bits_as<__m512>(t), _MM_FROUND_TO_NEG_INF));
+#else
+  t = t > 128 ? splat<Floats>(128) : t;  // overflows to infinity below
+  t = t < -126 ? splat<Floats>(-126) : t;
   const Floats shifter = splat<Floats>(0x1.8p23f);  // adding and subtracting it rounds to the nearest integer
-  const Floats n = madd(x, splat<Floats>(1.44269504f), shifter) - shifter;
-  Floats r = madd(n, splat<Floats>(-0.693359375f), x);
-  r = madd(n, splat<Floats>(2.12194440e-4f), r);
-  constexpr float kExp[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-  Floats p = splat<Floats>(1.9875691500e-4f);
-  for (float c : kExp) p = madd(p, r, splat<Floats>(c));
-  p = madd(p, r * r, r + 1.0f);
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  const Floats whole = (t - 0.5f + shifter) - shifter, f = t - whole;
+#endif
+  constexpr float kExp2[] = {1.2439688e-3f, 9.678841e-3f, 5.548334e-2f, 2.4022983e-1f, 6.93147e-1f, 1.0f};
+  Floats p = splat<Floats>(2.1702255e-4f);
+  for (float c : kExp2) p = madd(p, f, splat<Floats>(c));
+#if defined(__AVX512F__)
+  return bits_as<Floats>(_mm512_scalef_ps(bits_as<__m512>(p), bits_as<__m512>(t)));  // p * 2^floor(t)
+#else
+  const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
   return p * bits_as<Floats>(power);
+#endif
 }
-FASTDIFF_INLINE Vec<double> exponential(Vec<double> x) {
-  return map_lanes(x, [](double v) { return __builtin_exp(v); });
+FASTDIFF_INLINE Vec<double> exponential2(Vec<double> t) {
+  return map_lanes(t, [](double v) { return __builtin_exp2(v); });
 }
 
 template <class V>

@@ -3,24 +3,11 @@
 #include "../common/simd.h"
 
 #include "../common/activation.h"
+#include "../common/matrix.h"
 #include "film.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
-
-double element(const Matrix& m, int64_t n, int64_t c) {
-  const int64_t i = n * m.stride_n + c * m.stride_c;
-  const auto half = [&](auto type) {
-    using T = decltype(type);
-    return static_cast<double>(load(static_cast<const T*>(m.data) + i, 1)[0]);
-  };
-  switch (m.dtype) {
-    case DType::f64: return static_cast<const double*>(m.data)[i];
-    case DType::f32: return static_cast<const float*>(m.data)[i];
-    case DType::bf16: return half(bf16{});
-    default: return half(f16{});
-  }
-}
 
 template <class S>
 struct Modulation {
@@ -29,9 +16,9 @@ struct Modulation {
 
 template <class S>
 Modulation<S> modulation(const FilmArgs& a, int64_t n, int64_t c) {
-  const S scale = static_cast<S>(element(a.scale, n, c));
+  const S scale = element<S>(a.scale, n, c);
   if (!a.shift.data) return {scale, S{0}};
-  return {S{1} + scale, static_cast<S>(element(a.shift, n, c))};
+  return {S{1} + scale, element<S>(a.shift, n, c)};
 }
 
 // Factors and offsets of one image, contiguous over channels.
@@ -152,19 +139,6 @@ void with_types(const FilmArgs& a, F&& f) {
   });
 }
 
-void store_element(void* out, DType dtype, int64_t i, double value) {
-  const auto half = [&](auto type) {
-    using T = decltype(type);
-    store(static_cast<T*>(out) + i, splat<Floats>(static_cast<float>(value)), 1);
-  };
-  switch (dtype) {
-    case DType::f64: static_cast<double*>(out)[i] = value; break;
-    case DType::f32: static_cast<float*>(out)[i] = static_cast<float>(value); break;
-    case DType::bf16: half(bf16{}); break;
-    default: half(f16{});
-  }
-}
-
 template <class S>
 void combine(const FilmBackwardArgs& b, int64_t begin, int64_t end) {
   const FilmArgs& a = b.forward;
@@ -176,8 +150,8 @@ void combine(const FilmBackwardArgs& b, int64_t begin, int64_t end) {
         sum_dz_x += partial[chunk * 2 * a.channels + c];
         sum_dz += partial[(chunk * 2 + 1) * a.channels + c];
       }
-      store_element(b.dscale, a.scale.dtype, n * a.channels + c, sum_dz_x);
-      store_element(b.dshift, a.scale.dtype, n * a.channels + c, sum_dz);
+      store_elements<S>(b.dscale, a.scale.dtype, n * a.channels + c, splat<Vec<S>>(static_cast<S>(sum_dz_x)), 1);
+      store_elements<S>(b.dshift, a.scale.dtype, n * a.channels + c, splat<Vec<S>>(static_cast<S>(sum_dz)), 1);
     }
   }
 }

@@ -19,10 +19,12 @@ import torch
 
 from ._activation import activate, activation_derivative
 from ._checks import check_act, check_images, check_parameter
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, laid_out_like, per_channel, spatial_sum
 
 Maybe = torch.Tensor | None
+
+NATIVE = {"CPU": NATIVE_FLOATS["CPU"]}
 
 
 def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
@@ -49,7 +51,8 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     wide = x.to(compute_dtype(x))
     grouped = _grouped(wide, groups)
-    mean = grouped.mean(2)
+    first = grouped[..., :1].detach()  # a shift: without it even float64 loses four digits of a mean of 1e4
+    mean = first.sum(2) + (grouped - first).mean(2)
     variance = (grouped - mean[..., None]).square().mean(2)  # two passes: E[x^2] - E[x]^2 cancels at large means
     rstd = (variance + eps).rsqrt()
     z = _modulate(_affine(_normalise(wide, mean, rstd, groups), weight, bias), scale, shift)
@@ -125,7 +128,17 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("one pixel", normal(3, 8, 1, 1), 2)
     yield make("one element per group", normal(3, 8, 1, 1), 8)
     yield make("constant group", normal(2, 8, 1, 1).expand(2, 8, 5, 5).contiguous(), 8)
+    yield make("constant 1e4", torch.full((2, 6, 5, 5), 1e4, dtype=dtype, device=device), 2)
     yield make("offset 1e4", normal(2, 8, 16, 16) + 1e4, 4)
+    yield make("offset 1e4 channels_last", (normal(2, 24, 33, 31) + 1e4).contiguous(memory_format=last), 6, with_="wb")
+    yield make("one group", normal(2, 7, 6, 5), 1, "none")
+    yield make("one group channels_last", normal(2, 7, 6, 5).contiguous(memory_format=last), 1)
+    yield make("one channel", normal(2, 1, 37, 5), 1, with_="b")
+    yield make("three pixels of many channels", normal(2, 330, 1, 3), 11)
+    yield make("many pixels", normal(1, 6, 97, 89), 3, with_="wsh")
+    yield make("many pixels channels_last", normal(1, 18, 97, 89).contiguous(memory_format=last), 3, "gelu", with_="bh")
+    yield make("batch 1", normal(1, 40, 28, 28), 8)
+    yield make("many small images", normal(70, 6, 3, 3), 3)
     yield make("no images", normal(0, 8, 4, 4), 2)
     yield make("large", normal(16, 64, 64, 64), 32, large=True)
     yield make("large channels_last", normal(16, 64, 64, 64).contiguous(memory_format=last), 32, large=True)
@@ -146,6 +159,7 @@ _backward = define(
     "Tensor? scale, Tensor? shift, str act) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward_reference,
     samples=_backward_samples,
+    native=NATIVE,
 )
 
 
@@ -168,6 +182,7 @@ _op = define(
     " -> (Tensor, Tensor, Tensor)",
     reference,
     samples=_samples,
+    native=NATIVE,
     backward=_autograd,
     setup_context=_setup_context,
 )

@@ -1,0 +1,205 @@
+// Backward of GroupNorm + FiLM + activation on the CPU: sums of dz and dz (x - mean) per image and channel, from which all
+// parameters' gradients follow, then one pass that writes dx. z and its activation are computed again in both passes.
+#include "cpu.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+namespace {
+
+template <class S>
+S* sums_of(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t chunk) {
+  return static_cast<S*>(b.sums) + (n * b.forward.rows.count + chunk) * 2 * b.forward.channels;
+}
+
+// Reads x - mean and dz at one place of a line. Past the end x - mean is made zero, so that dz is grad's zero there.
+template <class T, Act kAct, class Values>
+struct Line {
+  using S = Compute<T>;
+  const T *x, *grad;
+  Values mean, factor, offset;
+  struct Point {
+    Vec<S> centred, dz, factor;
+  };
+  FASTDIFF_INLINE Point operator()(int64_t i, int64_t lanes) const {
+    const Vec<S> f = factor(i, lanes), centred = keep_up_to(load_up_to(x + i, lanes) - mean(i, lanes), lanes);
+    return {centred, load_up_to(grad + i, lanes) * derivative<kAct>(madd(centred, f, offset(i, lanes))), f};
+  }
+};
+
+template <class T, Act kAct, class Channel>
+FASTDIFF_INLINE auto line_at(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t at, Channel channel) {
+  const Coefficients<Compute<T>> k(b.forward, n);
+  return Line<T, kAct, typename Channel::Values>{static_cast<const T*>(b.forward.x) + at, static_cast<const T*>(b.grad) + at,
+                                                 channel(k.mean), channel(k.factor), channel(k.offset)};
+}
+
+template <class T, Act kAct>
+void row_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  using S = Compute<T>;
+  const GroupNormSiluArgs& a = b.forward;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = i / a.rows.count, chunk = i % a.rows.count, first = chunk * a.rows.size;
+    const int64_t n = row / a.channels, c = row % a.channels;
+    const auto line = line_at<T, kAct>(b, n, row * a.pixels + first, OneChannel<S>{c});
+    Vec<S> sum_dz_x{}, sum_dz{};
+    for_vectors<kLanesOf<S>>(least(a.rows.size, a.pixels - first), [&](int64_t at, int64_t lanes)
+                             __attribute__((always_inline)) {
+      const auto point = line(at, lanes);
+      sum_dz_x = madd(point.dz, point.centred, sum_dz_x), sum_dz += point.dz;
+    });
+    S* sums = sums_of<S>(b, n, chunk) + c;
+    sums[0] = sum_lanes(sum_dz_x), sums[a.channels] = sum_lanes(sum_dz);
+  }
+}
+
+template <class T, Act kAct>
+void pixel_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  using S = Compute<T>;
+  const GroupNormSiluArgs& a = b.forward;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t n = i / a.rows.count, first = i % a.rows.count * a.rows.size;
+    S* sum_dz_x = sums_of<S>(b, n, i % a.rows.count);
+    S* sum_dz = sum_dz_x + a.channels;
+    std::memset(sum_dz_x, 0, 2 * a.channels * sizeof(S));
+    for (int64_t pixel = first; pixel < least(first + a.rows.size, a.pixels); ++pixel) {
+      const auto line = line_at<T, kAct>(b, n, (n * a.pixels + pixel) * a.channels, AllChannels<S>{});
+      for_vectors<kLanesOf<S>>(a.channels, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+        const auto point = line(c, lanes);
+        store_up_to(sum_dz_x + c, madd(point.dz, point.centred, load_up_to(sum_dz_x + c, lanes)), lanes);
+        store_up_to(sum_dz + c, load_up_to(sum_dz + c, lanes) + point.dz, lanes);
+      });
+    }
+  }
+}
+
+template <class S>
+void prepare(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) {
+  const int64_t channels = a.channels / a.groups;
+  const Coefficients<S> k(a, n);
+  for (int64_t g = first; g < last; ++g)
+    for (int64_t c = g * channels; c < (g + 1) * channels; ++c) {
+      k.mean[c] = static_cast<S*>(a.mean)[n * a.groups + g], k.factor[c] = static_cast<S*>(a.rstd)[n * a.groups + g];
+      k.offset[c] = 0;
+    }
+  fold_parameters<S>(a, n, first * channels, last * channels);
+}
+
+// Joins the chunks of groups [first, last) of image n: dscale and dshift, the image's shares of dweight and dbias, and the
+// two terms that the statistics add to dx.
+template <class S>
+void combine(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t first, int64_t last) {
+  using V = Vec<S>;
+  const GroupNormSiluArgs& a = b.forward;
+  const int64_t channels = a.channels / a.groups, begin = first * channels, width = (last - first) * channels;
+  const Scratch<double> totals(2 * width);
+  double *dz_x = totals.data(), *dz = dz_x + width;
+  for (int64_t c = 0; c < 2 * width; ++c) dz_x[c] = 0;
+  for (int64_t chunk = 0; chunk < a.rows.count; ++chunk) {
+    const S* sums = sums_of<S>(b, n, chunk) + begin;
+    for (int64_t c = 0; c < width; ++c) dz_x[c] += sums[c], dz[c] += sums[a.channels + c];
+  }
+
+  const Coefficients<S> k(a, n);
+  S* slope = static_cast<S*>(b.terms) + n * 2 * a.channels + begin;
+  S* level = slope + a.channels;
+  const Scratch<S> rounded(3 * width);
+  S *sum_dz_x = rounded.data(), *sum_dz = sum_dz_x + width, *rstd = sum_dz + width;
+  for (int64_t g = first; g < last; ++g) {
+    const S group_rstd = static_cast<S*>(a.rstd)[n * a.groups + g];
+    const int64_t from = (g - first) * channels;
+    double with_x = 0, without = 0;
+    for (int64_t c = from; c < from + channels; ++c)
+      with_x += k.factor[begin + c] * dz_x[c], without += k.factor[begin + c] * dz[c];
+    const double elements = static_cast<double>(channels * a.pixels);
+    for (int64_t c = from; c < from + channels; ++c) {
+      slope[c] = static_cast<S>(-with_x / elements * group_rstd * group_rstd), level[c] = static_cast<S>(-without / elements);
+      sum_dz_x[c] = static_cast<S>(dz_x[c]), sum_dz[c] = static_cast<S>(dz[c]), rstd[c] = group_rstd;
+    }
+  }
+
+  S* dweight = static_cast<S*>(b.shares) + n * 2 * a.channels + begin;
+  S* dbias = dweight + a.channels;
+  for_vectors<kLanesOf<S>>(width, [&](int64_t i, int64_t count) {
+    const int64_t c = begin + i, at = n * a.channels + c;
+    const V one = splat<V>(1), modulation = a.scale.data ? one + elements<S>(a.scale, n, c, count) : one;
+    const V total = load_up_to(sum_dz + i, count), with_xhat = load_up_to(sum_dz_x + i, count) * load_up_to(rstd + i, count);
+    store_up_to(dweight + i, modulation * with_xhat, count), store_up_to(dbias + i, modulation * total, count);
+    if (a.shift.data) store_elements<S>(b.dshift, a.shift.dtype, at, total, count);
+    if (!a.scale.data) return;
+    V dscale = a.weight.data ? with_xhat * elements<S>(a.weight, 0, c, count) : with_xhat;
+    if (a.bias.data) dscale = madd(elements<S>(a.bias, 0, c, count), total, dscale);
+    store_elements<S>(b.dscale, a.scale.dtype, at, dscale, count);
+  });
+}
+
+template <class T, Act kAct>
+void write_dx(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  using S = Compute<T>;
+  const GroupNormSiluArgs& a = b.forward;
+  for_lines<S>(a, begin, end, [&](int64_t n, int64_t at, int64_t size, auto channel) __attribute__((always_inline)) {
+    const auto line = line_at<T, kAct>(b, n, at, channel);
+    const S* terms = static_cast<const S*>(b.terms) + n * 2 * a.channels;
+    const auto slope = channel(terms), level = channel(terms + a.channels);
+    T* dx = static_cast<T*>(b.dx) + at;
+    for_vectors<kLanesOf<S>>(size, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      const auto point = line(i, lanes);
+      // The product is rounded before level is added, as level was: for a group of one element they cancel to the last bit.
+      const Vec<S> less_mean = point.dz * point.factor + level(i, lanes);
+      store_up_to(dx + i, madd(point.centred, slope(i, lanes), less_mean), lanes);
+    });
+  });
+}
+
+// Channels [begin, end) of dweight and dbias: the sum of the images' shares, in order.
+template <class S>
+void parameters(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  const GroupNormSiluArgs& a = b.forward;
+  const Scratch<double> totals(end - begin);
+  const auto reduce = [&](const Matrix& parameter, int64_t which, void* out) {
+    if (!parameter.data) return;
+    double* total = totals.data();
+    for (int64_t c = 0; c < end - begin; ++c) total[c] = 0;
+    for (int64_t n = 0; n < a.images; ++n) {
+      const S* share = static_cast<const S*>(b.shares) + (n * 2 + which) * a.channels + begin;
+      for (int64_t c = 0; c < end - begin; ++c) total[c] += share[c];
+    }
+    for (int64_t c = 0; c < end - begin; ++c)
+      store_elements<S>(out, parameter.dtype, begin + c, splat<Vec<S>>(static_cast<S>(total[c])), 1);
+  };
+  reduce(a.weight, 0, b.dweight), reduce(a.bias, 1, b.dbias);
+}
+
+// f.operator()<T, act>() for the dtype and activation of the call.
+template <class F>
+void with_types(const GroupNormSiluArgs& a, F&& f) {
+  with_activation(a.act, [&]<Act kAct>() { with_dtype(a.dtype, [&]<class T>() { f.template operator()<T, kAct>(); }); });
+}
+
+}  // namespace
+
+void group_norm_silu_prepare_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  for_images(b.forward, begin, end, [&](int64_t n, int64_t first, int64_t last) {
+    b.forward.dtype == DType::f64 ? prepare<double>(b.forward, n, first, last) : prepare<float>(b.forward, n, first, last);
+  });
+}
+
+void group_norm_silu_sums_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  with_types(b.forward, [&]<class T, Act kAct>() {
+    b.forward.channels_last ? pixel_sums<T, kAct>(b, begin, end) : row_sums<T, kAct>(b, begin, end);
+  });
+}
+
+void group_norm_silu_combine_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  for_images(b.forward, begin, end, [&](int64_t n, int64_t first, int64_t last) {
+    b.forward.dtype == DType::f64 ? combine<double>(b, n, first, last) : combine<float>(b, n, first, last);
+  });
+}
+
+void group_norm_silu_dx_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  with_types(b.forward, [&]<class T, Act kAct>() { write_dx<T, kAct>(b, begin, end); });
+}
+
+void group_norm_silu_parameters_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
+  b.forward.dtype == DType::f64 ? parameters<double>(b, begin, end) : parameters<float>(b, begin, end);
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA

@@ -64,13 +64,14 @@ FASTDIFF_INLINE Floats widen(Halves h, bf16) {
   return bits_as<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits_as<__m256i>(h)), 16));
 }
 FASTDIFF_INLINE Halves narrow(Floats v, bf16) {
-  const __m512i u = bits_as<__m512i>(v);
-  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
-  const __m512i half = _mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF));
-  const __m512i rounded = _mm512_mask_add_epi32(half, odd, u, _mm512_set1_epi32(0x8000));
-  const __mmask16 nan = _mm512_cmp_ps_mask(bits_as<__m512>(v), bits_as<__m512>(v), _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
-  return bits_as<Halves>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  constexpr int kNanToDefault = 0x33;  // so that no NaN has a mantissa of ones, which rounding would carry out of
+  const __m512i u = _mm512_castps_si512(
+      _mm512_fixupimm_ps(bits_as<__m512>(v), bits_as<__m512>(v), _mm512_set1_epi32(kNanToDefault), 0));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
+  const __m512i upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  //
+                                         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return bits_as<Halves>(_mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded)));
 }
 #else
 FASTDIFF_INLINE Floats widen(Halves h, bf16) { return bits_as<Floats>(__builtin_convertvector(h, Words) << 16); }

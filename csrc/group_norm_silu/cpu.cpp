@@ -1,8 +1,8 @@
 // GroupNorm + FiLM + activation on the CPU, forward: moments of chunks, their combination, one pass that writes y.
 //
-// Sums are shifted: a chunk adds x - shift and its square in registers, where shift is one of its own values (or the mean of
-// its first vector), so that squares are no larger than the spread of the chunk. In channels_last every channel is a lane
-// with its own sums, taken over kTile pixels at a time before they touch memory. Chunks are joined in double about the
+// Sums are shifted: a chunk adds x - shift and its square in registers, where shift is the mean of its first few values, so
+// that squares are no larger than the spread of the chunk. In channels_last every channel is a lane with its own sums, taken
+// over kPixels pixels at a time before they touch memory. Chunks are joined in double about the
 // group's mean, in the order of memory; a chunk keeps its mean as shift + offset, since at a large mean the rounded sum of the
 // two would lose more than the chunks' means differ by.
 #include "cpu.h"
@@ -10,7 +10,7 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-constexpr int kTile = 4;     // vectors in flight, so that additions need not wait for each other
+constexpr int kTile = 4;  // vectors in flight, so that additions need not wait for each other
 constexpr int kPixels = 8;
 
 template <class S>
@@ -56,10 +56,18 @@ void pixel_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
     S* shift = moments_of<S>(a, n, i % a.runs.count);
     S *sum = shift + a.channels, *square = sum + a.channels;
     std::memset(sum, 0, 2 * a.channels * sizeof(S));
+    for_vectors<kLanesOf<S>>(a.channels, [&](int64_t c, int64_t lanes) {
+      V first_values = load_up_to(x + c, lanes);
+      if (size >= kPixels) {  // a power of two: the mean of equal values is exact
+        for (int p = 1; p < kPixels; ++p) first_values += load_up_to(x + p * a.channels + c, lanes);
+        first_values /= kPixels;
+      }
+      store_up_to(shift + c, first_values, lanes);
+    });
     for (int64_t pixel = 0; pixel < size; pixel += kPixels) {
       const T* tile = x + pixel * a.channels;
       for_vectors<kLanesOf<S>>(a.channels, [&](int64_t c, int64_t lanes) {
-        const V origin = load_up_to(x + c, lanes);
+        const V origin = load_up_to(shift + c, lanes);
         V s[2] = {}, q[2] = {};
         const auto add = [&](int64_t p) __attribute__((always_inline)) {
           const V d = load_up_to(tile + p * a.channels + c, lanes) - origin;
@@ -75,7 +83,7 @@ void pixel_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
     }
     for_vectors<kLanesOf<S>>(a.channels, [&](int64_t c, int64_t lanes) {
       const V total = load_up_to(sum + c, lanes), offset = total / static_cast<S>(size);
-      store_up_to(shift + c, load_up_to(x + c, lanes), lanes), store_up_to(sum + c, offset, lanes);
+      store_up_to(sum + c, offset, lanes);
       store_up_to(square + c, load_up_to(square + c, lanes) - total * offset, lanes);
     });
   }

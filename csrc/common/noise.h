@@ -26,6 +26,6 @@ struct Walk {
   int64_t tiles_across, tiles_per_image;   // tiles across the channels come first
 };
 constexpr int64_t kTile = 4096;  // elements: two tiles of floats fit the first-level cache
-constexpr int64_t kRow = 64;     // normals that the widest vector makes at a time
+constexpr int64_t kRow = 128;    // normals that the widest vector makes at a time
 
 }  // namespace fastdiff

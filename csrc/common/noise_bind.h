@@ -21,8 +21,8 @@ inline void check_images(const Tensor& x, const char* op, const char* name) {
 }
 
 inline void check_alike(const Tensor& x, const Tensor& v, const char* op, const char* name) {
-  FASTDIFF_CHECK(v.dim() == x.dim() && std::equal(x.sizes(), x.sizes() + x.dim(), v.sizes()) && v.dtype() == x.dtype(), op, ": ",
-                 name, " must have the images' shape and dtype");
+  const bool same_shape = v.dim() == x.dim() && std::equal(x.sizes(), x.sizes() + x.dim(), v.sizes());
+  FASTDIFF_CHECK(same_shape && v.dtype() == x.dtype(), op, ": ", name, " must have the images' shape and dtype");
   check_on_device_of(x, v, op, name);
 }
 
@@ -56,7 +56,8 @@ void parallel_tiles(const Walk& w, Body&& body) {
 }
 
 // The noise of `images` images; x is any tensor on the device of the call.
-inline Noise noise_of(const Tensor& seeds, const Tensor& step, int64_t purpose, int64_t images, const Tensor& x, const char* op) {
+inline Noise noise_of(const Tensor& seeds, const Tensor& step, int64_t purpose, int64_t images, const Tensor& x,
+                      const char* op) {
   FASTDIFF_CHECK(seeds.dim() == 1 && seeds.dtype() == DType::i64 && seeds.size(0) == images, op,
                  ": seeds must be int64 of shape [N], one for each of the N images");
   FASTDIFF_CHECK(step.numel() == 1 && step.dtype() == DType::i64, op, ": step must be an int64 tensor of one element");
@@ -68,8 +69,8 @@ inline Noise noise_of(const Tensor& seeds, const Tensor& step, int64_t purpose, 
 
 // Timesteps t [N] or [1] of x's images, for tables of `count` rows. int32 ones are copied to `storage`.
 inline Timesteps timesteps_of(const Tensor& t, int64_t count, const Tensor& x, const char* op, std::optional<Tensor>& storage) {
-  FASTDIFF_CHECK(t.dim() == 1 && (t.size(0) == x.size(0) || t.size(0) == 1) && (t.dtype() == DType::i64 || t.dtype() == DType::i32),
-                 op, ": t must be int64 or int32 of shape [N] or [1]");
+  FASTDIFF_CHECK(t.dim() == 1 && (t.size(0) == x.size(0) || t.size(0) == 1), op, ": t must be of shape [N] or [1]");
+  FASTDIFF_CHECK(t.dtype() == DType::i64 || t.dtype() == DType::i32, op, ": t must be int64 or int32");
   check_on_device_of(x, t, op, "t");
   const Tensor& wide = t.dtype() == DType::i64 ? t : converted(t, DType::i64, storage);
   return {static_cast<const int64_t*>(wide.data()), t.size(0) == 1 ? 0 : wide.stride(0), count};

@@ -19,7 +19,8 @@ FASTDIFF_INLINE Tile tile_of(const Walk& w, int64_t i) {
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   const int64_t in_image = i % w.tiles_per_image;
   const int64_t channel = in_image % w.tiles_across * w.tile_channels, pixel = in_image / w.tiles_across * w.tile_pixels;
-  return {i / w.tiles_per_image, channel, least(channel + w.tile_channels, w.channels), pixel, least(pixel + w.tile_pixels, w.pixels)};
+  return {i / w.tiles_per_image, channel, least(channel + w.tile_channels, w.channels), pixel,
+          least(pixel + w.tile_pixels, w.pixels)};
 }
 
 // Normals of elements [first, first + count) of one image; up to kNormals - 1 more are written. Returns where `first` is:
@@ -97,7 +98,7 @@ FASTDIFF_INLINE void with_noise(const Walk& walk, const Tile& t, const Draw& dra
     } else if (count == kNormals) {
       for (int k = 0; k < kVectors; ++k) body(at + k * kLanes, kLanes, v[k]);
     } else {
-      for (int k = 0; k * kLanes < count; ++k) body(at + k * kLanes, count - k * kLanes < kLanes ? count - k * kLanes : kLanes, v[k]);
+      for (int64_t i = 0; i < count; i += kLanes) body(at + i, count - i < kLanes ? count - i : kLanes, v[i / kLanes]);
     }
   }
 }

@@ -17,7 +17,7 @@
 #endif
 
 #define FASTDIFF_INLINE inline __attribute__((always_inline))
-#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")  // the loop that follows, in full
+#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")  // unrolls the loop that follows
 #define FASTDIFF_INLINE_LAMBDA __attribute__((always_inline))  // after its parameters
 
 namespace fastdiff::FASTDIFF_ISA {

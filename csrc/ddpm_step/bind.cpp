@@ -12,7 +12,8 @@ Tensor ddpm_step(const Tensor& x, const Tensor& m, const Tensor& t, const Tensor
                  const Tensor& step, int64_t purpose, Launch&& launch) {
   check_images(x, "ddpm_step", "x");
   check_alike(x, m, "ddpm_step", "m");
-  FASTDIFF_CHECK(table.dim() == 2 && table.size(1) == 5 && table.dtype() == DType::f32, "ddpm_step: table must be float32 [T, 5]");
+  FASTDIFF_CHECK(table.dim() == 2 && table.size(1) == 5 && table.dtype() == DType::f32,
+                 "ddpm_step: table must be float32 [T, 5]");
   check_on_device_of(x, table, "ddpm_step", "table");
   MaybeTensor x_copy, m_copy, t_copy;
   StepArgs a{};

@@ -1,5 +1,6 @@
 // group_norm_silu and its backward between torch and the kernels: memory safety, outputs, and the order of the passes.
 #include <algorithm>
+#include <memory>
 
 #include "../common/activation_name.h"
 #include "../common/layout.h"
@@ -70,27 +71,43 @@ struct Pass {
   int64_t per_unit;  // how many of the kernel's indices a unit has
 };
 
+// Backward keeps dz of a block between its passes.
+int64_t kept_bytes(const GroupNormSiluArgs&) { return 0; }
+int64_t kept_bytes(const GroupNormSiluBackwardArgs& b) { return b.forward.dtype == DType::f64 ? 8 : 4; }
+void keep(GroupNormSiluArgs&, void*, int64_t) {}
+void keep(GroupNormSiluBackwardArgs& b, void* kept, int64_t from) { b.kept = kept, b.kept_from = from; }
+
 // Runs the passes in order over every unit, the smallest part of x that has its statistics to itself: an image in
 // channels_last, a group in NCHW. Small units go to threads whole, a few at a time, so that a pass finds in the core's cache
 // what the one before it read; else all threads share a few units. The kernels see other ranges, and give the same bits.
 template <class Args, size_t kPasses>
-void run(const GroupNormSiluArgs& a, const Args& args, const Pass<Args> (&passes)[kPasses]) {
+void run(const GroupNormSiluArgs& a, Args args, const Pass<Args> (&passes)[kPasses]) {
   const int64_t units = a.images * (a.channels_last ? 1 : a.groups);
   const int64_t elements = a.channels * a.pixels / (a.channels_last ? 1 : a.groups);
   const int64_t bytes = elements * (a.dtype == DType::f64 ? 8 : a.dtype == DType::f32 ? 4 : 2);
-  const int64_t grain = kGrain / elements;
-  if (bytes <= 4 * kThreadBytes && (units >= 2 * num_threads() || units * elements <= kGrain)) {
-    const int64_t step = std::max<int64_t>(1, kThreadBytes / bytes);
-    parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; u += step)
-        for (const auto& p : passes) p.kernel(args, u * p.per_unit, std::min(u + step, end) * p.per_unit);
+  const bool whole = bytes <= 4 * kThreadBytes && (units >= 2 * num_threads() || units * elements <= kGrain);
+  const int64_t step = std::clamp<int64_t>((whole ? kThreadBytes : kSharedBytes) / bytes, 1, units);
+  const auto room = [&](int64_t count) {
+    const int64_t size = count * elements * kept_bytes(args);
+    return std::unique_ptr<char[]>(size > 0 && size <= 2 * kSharedBytes ? new char[size] : nullptr);
+  };
+  if (whole) {
+    parallel_for(0, units, kGrain / elements, [&](int64_t begin, int64_t end) {
+      Args mine = args;
+      const auto kept = room(std::min(step, end - begin));
+      for (int64_t u = begin; u < end; u += step) {
+        keep(mine, kept.get(), u * elements);
+        for (const auto& p : passes) p.kernel(mine, u * p.per_unit, std::min(u + step, end) * p.per_unit);
+      }
     });
   } else {
-    const int64_t step = std::max<int64_t>(1, kSharedBytes / bytes);
-    for (int64_t u = 0; u < units; u += step)
+    const auto kept = room(step);
+    for (int64_t u = 0; u < units; u += step) {
+      keep(args, kept.get(), u * elements);
       for (const auto& p : passes)
         parallel_for(u * p.per_unit, std::min(u + step, units) * p.per_unit, kGrain * p.per_unit / elements,
                      [&](int64_t begin, int64_t end) { p.kernel(args, begin, end); });
+    }
   }
 }
 

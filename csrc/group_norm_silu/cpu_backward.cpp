@@ -1,5 +1,6 @@
 // Backward of GroupNorm + FiLM + activation on the CPU: sums of dz and dz (x - mean) per image and channel, from which all
-// parameters' gradients follow, then one pass that writes dx. z and its activation are computed again in both passes.
+// parameters' gradients follow, then one pass that writes dx. dz costs an exponential and a division: where the passes work on
+// a block that stays in the cache, the first keeps it for the second, in S, so the bits are the same as computed again.
 #include "cpu.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -10,26 +11,28 @@ S* sums_of(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t chunk) {
   return static_cast<S*>(b.sums) + (n * b.forward.rows.count + chunk) * 2 * b.forward.channels;
 }
 
-// Reads x - mean and dz at one place of a line. Past the end x - mean is made zero, so that dz is grad's zero there.
+// x - mean and dz at one place of a line. Past the end x - mean is made zero, so that dz is grad's zero there.
 template <class T, Act kAct, class Values>
 struct Line {
   using S = Compute<T>;
   const T *x, *grad;
+  S* kept;  // null where dz is not kept
   Values mean, factor, offset;
-  struct Point {
-    Vec<S> centred, dz, factor;
-  };
-  FASTDIFF_INLINE Point operator()(int64_t i, int64_t lanes) const {
-    const Vec<S> f = factor(i, lanes), centred = keep_up_to(load_up_to(x + i, lanes) - mean(i, lanes), lanes);
-    return {centred, load_up_to(grad + i, lanes) * derivative<kAct>(madd(centred, f, offset(i, lanes))), f};
+  FASTDIFF_INLINE Vec<S> centred(int64_t i, int64_t lanes) const {
+    return keep_up_to(load_up_to(x + i, lanes) - mean(i, lanes), lanes);
+  }
+  FASTDIFF_INLINE Vec<S> dz(int64_t i, int64_t lanes, Vec<S> centred) const {
+    return load_up_to(grad + i, lanes) * derivative<kAct>(madd(centred, factor(i, lanes), offset(i, lanes)));
   }
 };
 
 template <class T, Act kAct, class Channel>
 FASTDIFF_INLINE auto line_at(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t at, Channel channel) {
-  const Coefficients<Compute<T>> k(b.forward, n);
-  return Line<T, kAct, typename Channel::Values>{static_cast<const T*>(b.forward.x) + at, static_cast<const T*>(b.grad) + at,
-                                                 channel(k.mean), channel(k.factor), channel(k.offset)};
+  using S = Compute<T>;
+  const Coefficients<S> k(b.forward, n);
+  return Line<T, kAct, typename Channel::Values>{
+      static_cast<const T*>(b.forward.x) + at, static_cast<const T*>(b.grad) + at,
+      b.kept ? static_cast<S*>(b.kept) + (at - b.kept_from) : nullptr, channel(k.mean), channel(k.factor), channel(k.offset)};
 }
 
 template <class T, Act kAct>
@@ -43,8 +46,9 @@ void row_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
     Vec<S> sum_dz_x{}, sum_dz{};
     for_vectors<kLanesOf<S>>(least(a.rows.size, a.pixels - first), [&](int64_t at, int64_t lanes)
                              __attribute__((always_inline)) {
-      const auto point = line(at, lanes);
-      sum_dz_x = madd(point.dz, point.centred, sum_dz_x), sum_dz += point.dz;
+      const Vec<S> centred = line.centred(at, lanes), dz = line.dz(at, lanes, centred);
+      if (line.kept) store_up_to(line.kept + at, dz, lanes);
+      sum_dz_x = madd(dz, centred, sum_dz_x), sum_dz += dz;
     });
     S* sums = sums_of<S>(b, n, chunk) + c;
     sums[0] = sum_lanes(sum_dz_x), sums[a.channels] = sum_lanes(sum_dz);
@@ -63,9 +67,10 @@ void pixel_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) 
     for (int64_t pixel = first; pixel < least(first + a.rows.size, a.pixels); ++pixel) {
       const auto line = line_at<T, kAct>(b, n, (n * a.pixels + pixel) * a.channels, AllChannels<S>{});
       for_vectors<kLanesOf<S>>(a.channels, [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-        const auto point = line(c, lanes);
-        store_up_to(sum_dz_x + c, madd(point.dz, point.centred, load_up_to(sum_dz_x + c, lanes)), lanes);
-        store_up_to(sum_dz + c, load_up_to(sum_dz + c, lanes) + point.dz, lanes);
+        const Vec<S> centred = line.centred(c, lanes), dz = line.dz(c, lanes, centred);
+        if (line.kept) store_up_to(line.kept + c, dz, lanes);
+        store_up_to(sum_dz_x + c, madd(dz, centred, load_up_to(sum_dz_x + c, lanes)), lanes);
+        store_up_to(sum_dz + c, load_up_to(sum_dz + c, lanes) + dz, lanes);
       });
     }
   }
@@ -131,7 +136,7 @@ void combine(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t first, int64
   });
 }
 
-template <class T, Act kAct>
+template <class T, Act kAct, bool kKept>
 void write_dx(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
   using S = Compute<T>;
   const GroupNormSiluArgs& a = b.forward;
@@ -141,10 +146,11 @@ void write_dx(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
     const auto slope = channel(terms), level = channel(terms + a.channels);
     T* dx = static_cast<T*>(b.dx) + at;
     for_vectors<kLanesOf<S>>(size, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
-      const auto point = line(i, lanes);
+      const Vec<S> centred = line.centred(i, lanes);
+      const Vec<S> dz = kKept ? load_up_to(line.kept + i, lanes) : line.dz(i, lanes, centred);
       // The product is rounded before level is added, as level was: for a group of one element they cancel to the last bit.
-      const Vec<S> less_mean = point.dz * point.factor + level(i, lanes);
-      store_up_to(dx + i, madd(point.centred, slope(i, lanes), less_mean), lanes);
+      const Vec<S> less_mean = dz * line.factor(i, lanes) + level(i, lanes);
+      store_up_to(dx + i, madd(centred, slope(i, lanes), less_mean), lanes);
     });
   });
 }
@@ -195,7 +201,8 @@ void group_norm_silu_combine_kernel(const GroupNormSiluBackwardArgs& b, int64_t 
 }
 
 void group_norm_silu_dx_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
-  with_types(b.forward, [&]<class T, Act kAct>() { write_dx<T, kAct>(b, begin, end); });
+  if (b.kept) return with_dtype(b.forward.dtype, [&]<class T>() { write_dx<T, Act::none, true>(b, begin, end); });
+  with_types(b.forward, [&]<class T, Act kAct>() { write_dx<T, kAct, false>(b, begin, end); });
 }
 
 void group_norm_silu_parameters_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {

@@ -45,6 +45,9 @@ struct GroupNormSiluBackwardArgs {
   void* dx;
   void* sums;    // S [images, rows.count, 2, channels]: sums of dz (x - mean) and of dz
   void* terms;   // S [images, 2, channels]: slope, level
+  // S, dz of the elements from kept_from on, between the two passes over what a cache holds; null: dz is computed again
+  void* kept;
+  int64_t kept_from;
   void* shares;  // S [images, 2, channels]: the image's share of dweight and dbias
   void *dweight, *dbias, *dscale, *dshift;  // each in its parameter's dtype; unused where that is absent
 };

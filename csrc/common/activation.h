@@ -6,9 +6,9 @@
 
 namespace fastdiff::FASTDIFF_ISA {
 
-// The rounding of z log2(e) moves the sigmoid by less than 2e-8: by z s (1 - s) of it.
 constexpr double kLog2E = 1.44269504088896340736;
 
+// exp(-z). The relative error is that of z log2(e), |z| 2^-24, and s = 1 / (1 + exp(-z)) sees it times s (1 - s): 2e-8 at most.
 template <class V>
 FASTDIFF_INLINE V exp_minus(V z) {
   return exponential2(z * Element<V>(-kLog2E));

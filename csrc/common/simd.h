@@ -250,8 +250,8 @@ FASTDIFF_INLINE Floats exponential2(Floats t) {
 #if defined(__AVX512F__)
   const Floats f = bits_as<Floats>(_mm512_reduce_ps(bits_as<__m512>(t), _MM_FROUND_TO_NEG_INF));
 #else
-  t = t > 128 ? splat<Floats>(128) : t;  // overflows to infinity below
-  t = t < -126 ? splat<Floats>(-126) : t;
+  t = t > 128 ? splat<Floats>(128) : t;  // becomes infinity below
+  t = t < -126.5f ? splat<Floats>(-126.5f) : t;  // becomes zero
   const Floats shifter = splat<Floats>(0x1.8p23f);  // adding and subtracting it rounds to the nearest integer
   const Floats whole = (t - 0.5f + shifter) - shifter, f = t - whole;
 #endif

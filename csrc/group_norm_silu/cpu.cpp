@@ -28,7 +28,12 @@ void run_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
     const int64_t run = i / a.runs.count, chunk = i % a.runs.count, first = chunk * a.runs.size;
     const int64_t size = least(a.runs.size, a.runs.length - first);
     const T* x = static_cast<const T*>(a.x) + run * a.runs.length + first;
-    const V shift = splat<V>(size < kLanes ? load(x, 1)[0] : sum_lanes(load(x)) / kLanes);
+    V shift = splat<V>(load(x, 1)[0]);
+    if (size >= kTile * kLanes) {  // a power of two: the mean of equal values is exact
+      V start = load(x);
+      for (int t = 1; t < kTile; ++t) start += load(x + t * kLanes);
+      shift = splat<V>(sum_lanes(start) / (kTile * kLanes));
+    }
     V sum[kTile] = {}, square[kTile] = {};
     for_vectors<kTile * kLanes>(size, [&](int64_t at, int64_t count) {
       for (int t = 0; t < kTile && t * kLanes < count; ++t) {

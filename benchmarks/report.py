@@ -1,4 +1,4 @@
-"""RESULTS.md out of results/*.csv: `python benchmarks/report.py`. Text between the tables is in PREFACE and notes.md."""
+"""RESULTS.md out of results/*.csv: `python benchmarks/report.py`. Text around the tables is in PREFACE and notes.md."""
 
 from __future__ import annotations
 

@@ -46,16 +46,4 @@ FASTDIFF_INLINE V derivative(V z) {
   }
 }
 
-// f<act>(), with the activation as a template argument.
-template <class F>
-inline void with_activation(Act act, F&& f) {
-  switch (act) {
-    case Act::none: return f.template operator()<Act::none>();
-    case Act::silu: return f.template operator()<Act::silu>();
-    case Act::relu: return f.template operator()<Act::relu>();
-    case Act::leaky_relu: return f.template operator()<Act::leaky_relu>();
-    case Act::gelu: return f.template operator()<Act::gelu>();
-  }
-}
-
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -1,6 +1,7 @@
 // The arithmetic of ddpm_step and sampler_step on the CPU: one pass over memory, noise made on the way.
 #pragma once
 #include "diffusion_step.h"
+#include "dispatch.h"
 #include "image_coefficients.h"
 #include "noise_walk.h"
 
@@ -38,12 +39,7 @@ void step_tiles(const StepArgs& a, int64_t begin, int64_t end) {
 }
 
 FASTDIFF_INLINE void step(const StepArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f64: return step_tiles<double>(a, begin, end);
-    case DType::f32: return step_tiles<float>(a, begin, end);
-    case DType::bf16: return step_tiles<bf16>(a, begin, end);
-    default: return step_tiles<f16>(a, begin, end);
-  }
+  with_dtype(a.dtype, [&]<class T>() { step_tiles<T>(a, begin, end); });
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -3,6 +3,7 @@
 #include "../common/simd.h"
 
 #include "../common/activation.h"
+#include "../common/dispatch.h"
 #include "../common/matrix.h"
 #include "film.h"
 
@@ -126,19 +127,6 @@ void film_backward_chunks(const FilmBackwardArgs& b, int64_t begin, int64_t end)
   }
 }
 
-// The kernel for the dtype and activation of the call: f.operator()<T, act>().
-template <class F>
-void with_types(const FilmArgs& a, F&& f) {
-  with_activation(a.act, [&]<Act kAct>() {
-    switch (a.dtype) {
-      case DType::f64: return f.template operator()<double, kAct>();
-      case DType::f32: return f.template operator()<float, kAct>();
-      case DType::bf16: return f.template operator()<bf16, kAct>();
-      default: return f.template operator()<f16, kAct>();
-    }
-  });
-}
-
 template <class S>
 void combine(const FilmBackwardArgs& b, int64_t begin, int64_t end) {
   const FilmArgs& a = b.forward;
@@ -159,13 +147,13 @@ void combine(const FilmBackwardArgs& b, int64_t begin, int64_t end) {
 }  // namespace
 
 void film_kernel(const FilmArgs& a, int64_t begin, int64_t end) {
-  with_types(a, [&]<class T, Act kAct>() {
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
     a.channels_last ? film_pixels<T, kAct>(a, begin, end) : film_rows<T, kAct>(a, begin, end);
   });
 }
 
 void film_backward_kernel(const FilmBackwardArgs& b, int64_t begin, int64_t end) {
-  with_types(b.forward, [&]<class T, Act kAct>() {
+  with_types(b.forward.dtype, b.forward.act, [&]<class T, Act kAct>() {
     b.forward.channels_last ? film_backward_chunks<T, kAct>(b, begin, end) : film_backward_rows<T, kAct>(b, begin, end);
   });
 }

@@ -3,6 +3,7 @@
 #include "../common/cuda_device.h"
 
 #include "../common/activation.h"
+#include "../common/dispatch.h"
 #include "film.h"
 
 namespace fastdiff {
@@ -98,18 +99,6 @@ __global__ void __launch_bounds__(kThreads) film_combine(const FilmBackwardArgs 
   store_element(b.dshift, a.scale.dtype, i, sum_dz);
 }
 
-template <class F>
-void with_types(const FilmArgs& a, F&& f) {
-  with_activation(a.act, [&]<Act kAct>() {
-    switch (a.dtype) {
-      case DType::f64: return f.template operator()<double, kAct>();
-      case DType::f32: return f.template operator()<float, kAct>();
-      case DType::bf16: return f.template operator()<bf16, kAct>();
-      default: return f.template operator()<f16, kAct>();
-    }
-  });
-}
-
 int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 
 }  // namespace
@@ -120,7 +109,7 @@ using namespace cuda;
 const char* film_cuda_launch(const FilmArgs& a, void* stream) {
   const int64_t elements = a.images * a.channels * a.pixels;
   const char* error = nullptr;
-  with_types(a, [&]<class T, Act kAct>() {
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
     const bool packed = (a.channels_last ? a.channels : a.pixels) % kPack<T> == 0 &&
                         (reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.y)) % 16 == 0;
     const int64_t packs = packed ? elements / kPack<T> : elements;
@@ -139,7 +128,7 @@ const char* film_backward_cuda_launch(const FilmBackwardArgs& b, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const int64_t blocks = a.images * (a.channels_last ? b.chunks : a.channels);
   if (blocks > kMaxBlocks) return "film_backward: x has more rows than one launch covers";
-  with_types(a, [&]<class T, Act kAct>() {
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
     const auto kernel = a.channels_last ? film_backward_chunks<T, kAct> : film_backward_rows<T, kAct>;
     if (blocks) kernel<<<static_cast<unsigned>(blocks), kThreads, 0, on>>>(b);
     film_combine<Compute<T>><<<static_cast<unsigned>(blocks_for(a.images * a.channels)), kThreads, 0, on>>>(b);

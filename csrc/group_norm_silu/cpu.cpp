@@ -165,9 +165,7 @@ void group_norm_silu_finish_kernel(const GroupNormSiluArgs& a, int64_t begin, in
 }
 
 void group_norm_silu_apply_kernel(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
-  with_activation(a.act, [&]<Act kAct>() {
-    with_dtype(a.dtype, [&]<class T>() { apply<T, kAct>(a, begin, end); });
-  });
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() { apply<T, kAct>(a, begin, end); });
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -3,6 +3,7 @@
 #include "../common/simd.h"
 
 #include "../common/activation.h"
+#include "../common/dispatch.h"
 #include "../common/matrix.h"
 #include "group_norm_silu.h"
 
@@ -74,17 +75,6 @@ FASTDIFF_INLINE void for_lines(const GroupNormSiluArgs& a, int64_t begin, int64_
     } else {
       line(row / a.channels, at, size, OneChannel<S>{row % a.channels});
     }
-  }
-}
-
-// f.operator()<T>() for x's dtype.
-template <class F>
-void with_dtype(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f64: return f.template operator()<double>();
-    case DType::f32: return f.template operator()<float>();
-    case DType::bf16: return f.template operator()<bf16>();
-    default: return f.template operator()<f16>();
   }
 }
 

@@ -174,12 +174,6 @@ void parameters(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) 
   reduce(a.weight, 0, b.dweight), reduce(a.bias, 1, b.dbias);
 }
 
-// f.operator()<T, act>() for the dtype and activation of the call.
-template <class F>
-void with_types(const GroupNormSiluArgs& a, F&& f) {
-  with_activation(a.act, [&]<Act kAct>() { with_dtype(a.dtype, [&]<class T>() { f.template operator()<T, kAct>(); }); });
-}
-
 }  // namespace
 
 void group_norm_silu_prepare_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
@@ -189,7 +183,7 @@ void group_norm_silu_prepare_kernel(const GroupNormSiluBackwardArgs& b, int64_t 
 }
 
 void group_norm_silu_sums_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
-  with_types(b.forward, [&]<class T, Act kAct>() {
+  with_types(b.forward.dtype, b.forward.act, [&]<class T, Act kAct>() {
     b.forward.channels_last ? pixel_sums<T, kAct>(b, begin, end) : row_sums<T, kAct>(b, begin, end);
   });
 }
@@ -202,7 +196,7 @@ void group_norm_silu_combine_kernel(const GroupNormSiluBackwardArgs& b, int64_t 
 
 void group_norm_silu_dx_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
   if (b.kept) return with_dtype(b.forward.dtype, [&]<class T>() { write_dx<T, Act::none, true>(b, begin, end); });
-  with_types(b.forward, [&]<class T, Act kAct>() { write_dx<T, kAct, false>(b, begin, end); });
+  with_types(b.forward.dtype, b.forward.act, [&]<class T, Act kAct>() { write_dx<T, kAct, false>(b, begin, end); });
 }
 
 void group_norm_silu_parameters_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {

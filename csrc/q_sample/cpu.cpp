@@ -1,4 +1,5 @@
 // q_sample on the CPU: one pass over memory, noise made on the way.
+#include "../common/dispatch.h"
 #include "../common/image_coefficients.h"
 #include "../common/noise_walk.h"
 #include "q_sample.h"
@@ -35,12 +36,7 @@ void q_sample_tiles(const QSampleArgs& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void q_sample_kernel(const QSampleArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f64: return q_sample_tiles<double>(a, begin, end);
-    case DType::f32: return q_sample_tiles<float>(a, begin, end);
-    case DType::bf16: return q_sample_tiles<bf16>(a, begin, end);
-    default: return q_sample_tiles<f16>(a, begin, end);
-  }
+  with_dtype(a.dtype, [&]<class T>() { q_sample_tiles<T>(a, begin, end); });
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

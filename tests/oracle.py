@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from fastdiff.ops import Op, Sample
+from fastdiff.ops import REGISTRY, Op, Sample
 from fastdiff.ops._oracle import error_and_bound
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def needs_kernel(name: str) -> pytest.MarkDecorator:
+    """For tests whose subject is the compiled kernel: a build without kernels has nothing for them to test."""
+    return pytest.mark.skipif(not REGISTRY[name].compiled("CPU"), reason=f"{name} runs as plain torch: no kernel to test")
 
 
 def small(op: Op, dtype: torch.dtype, device: str = "cpu") -> list[Sample]:

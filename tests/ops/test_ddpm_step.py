@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from noisy import CPU_LEVELS, SHAPES, cpu_level, layouts
+from oracle import needs_kernel
 
 from fastdiff import ops
 from fastdiff.ops import ddpm_step, philox_normal, sampler_step
@@ -15,7 +16,7 @@ SEEDS = torch.tensor([7, 1, 2**62 + 5])
 T = torch.tensor([0, 9, 4])
 RAW = torch.ops.fastdiff.ddpm_step.default
 
-native = pytest.mark.skipif(not ops.REGISTRY["ddpm_step"].compiled("CPU"), reason="of the compiled kernel")
+native = needs_kernel("ddpm_step")
 
 
 @native

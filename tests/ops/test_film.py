@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import needs_kernel
 from torch.nn import functional as F
 
-from fastdiff import ops
 from fastdiff.ops import film
 
 X, S = torch.randn(2, 3, 4, 5), torch.randn(2, 3)
@@ -53,7 +53,7 @@ def test_wrong_arguments_are_named(kwargs: dict, error: type[Exception], message
         film(**({"x": X, "scale": S} | kwargs))
 
 
-@pytest.mark.skipif(not ops.REGISTRY["film"].compiled("CPU"), reason="the checks are those of the compiled kernel")
+@needs_kernel("film")
 def test_the_kernel_checks_memory_safety_again() -> None:
     """Calls that pass by the public function must not read out of bounds."""
     op = torch.ops.fastdiff.film.default

@@ -7,11 +7,12 @@ import re
 
 import pytest
 import torch
+from noisy import CPU_LEVELS, cpu_level
+from oracle import needs_kernel
 
 from fastdiff import ops
 from fastdiff.ops import Purpose, draw_seed, image_seeds, philox_normal, philox_uniform
 from fastdiff.ops import _philox as plain
-from fastdiff.ops._library import CPU_LEVELS
 
 MAX = 2**32 - 1
 REFERENCE = ops.REGISTRY["philox_normal"].reference
@@ -52,18 +53,11 @@ def test_plain_torch_gives_the_bits(shape: tuple[int, ...], step: int, purpose: 
     assert torch.equal(got, REFERENCE(shape, seeds, torch.tensor(step), purpose))
 
 
-@pytest.mark.skipif(ops.native.path is None, reason="without compiled kernels there are no CPU levels")
+@needs_kernel("philox_normal")
 @pytest.mark.parametrize("level", CPU_LEVELS)
 def test_every_instruction_set_gives_the_bits(level: str) -> None:
-    import ctypes
-
-    library = ctypes.CDLL(str(ops.native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
-    try:
-        library.fastdiff_cap_cpu(level.encode())
+    with cpu_level(level):
         test_plain_torch_gives_the_bits((3, 100003), 5, 2)
-    finally:
-        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
 
 
 def test_counters_past_2_32_carry() -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from noisy import CPU_LEVELS, SHAPES, cpu_level, layouts
+from oracle import needs_kernel
 
 from fastdiff import ops
 from fastdiff.ops import philox_normal, sampler_step
@@ -16,7 +17,7 @@ C = torch.tensor([1.1, -0.4, 0.6, 0.5, 0.3, -0.2])
 SEEDS = torch.tensor([7, 2**62 + 5])
 NOISE_ALONE = torch.tensor([0.0, 0, 0, 0, 1, 0])
 
-native = pytest.mark.skipif(not ops.REGISTRY["sampler_step"].compiled("CPU"), reason="of the compiled kernel")
+native = needs_kernel("sampler_step")
 
 
 @native

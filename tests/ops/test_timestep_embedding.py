@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from noisy import CPU_LEVELS, cpu_level
+from oracle import needs_kernel
 
 from fastdiff import ops
 from fastdiff.ops import timestep_embedding
 
 OP = ops.REGISTRY["timestep_embedding"]
-native = pytest.mark.skipif(not OP.compiled("CPU"), reason="of the compiled kernel")
+native = needs_kernel("timestep_embedding")
 
 
 def exact(t: torch.Tensor, dim: int, max_period: float = 10000.0) -> torch.Tensor:

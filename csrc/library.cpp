@@ -1,6 +1,6 @@
 // What Python asks of the op library before it trusts it (fastdiff/ops/_library.py): loading it registers nothing.
 #include "common/cpu_dispatch.h"
-#include "torch_abi.h"
+#include "boxing.h"
 
 #define FASTDIFF_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -1,4 +1,5 @@
 // ddpm_step between torch and the kernels.
+#include "../boxing.h"
 #include "../common/noise_bind.h"
 #include "ddpm_step.h"
 

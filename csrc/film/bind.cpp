@@ -1,4 +1,5 @@
 // film and film_backward between torch and the kernels: memory safety, outputs, threads or stream.
+#include "../boxing.h"
 #include "../common/activation_name.h"
 #include "../common/layout.h"
 #include "film.h"

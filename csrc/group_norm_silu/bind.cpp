@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../boxing.h"
 #include "../common/activation_name.h"
 #include "../common/layout.h"
 #include "group_norm_silu.h"

@@ -1,6 +1,7 @@
 // philox_normal between torch and the kernels.
 #include "philox_normal.h"
 
+#include "../boxing.h"
 #include "../common/noise_bind.h"
 
 namespace fastdiff {

@@ -1,6 +1,7 @@
 // q_sample between torch and the kernels.
 #include "q_sample.h"
 
+#include "../boxing.h"
 #include "../common/noise_bind.h"
 
 namespace fastdiff {

@@ -1,4 +1,5 @@
 // sampler_step between torch and the kernels.
+#include "../boxing.h"
 #include "../common/noise_bind.h"
 #include "sampler_step.h"
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "../boxing.h"
 #include "../common/layout.h"
 
 namespace fastdiff {

@@ -40,7 +40,7 @@ def build_record() -> dict:
 
 
 def schema_signature(op: Op) -> str:
-    """The op's types in the words that csrc/torch_abi.h uses for a C++ function."""
+    """The op's types in the words that csrc/boxing.h uses for a C++ function."""
     schema = op.overload._schema
     arguments, returns = (", ".join(str(a.type) for a in part) for part in (schema.arguments, schema.returns))
     return f"{arguments} -> {returns}"

@@ -2,8 +2,12 @@
 
     python benchmarks/run.py [op ...]
 
-Side by side in one process: the op, its reference eager, its reference under torch.compile. A row is written only for
-values that passed the gate of `fastdiff.ops._oracle` in the same run.
+Side by side in one process: the op, its rival (`rivals.py`) eager and under torch.compile in both memory formats and, for
+bf16, in fp16 too, and a copy of the op's first tensor, the least that memory allows. Backward is autograd's, over one forward
+that was kept. A row is written only for values that passed the gate of `fastdiff.ops._oracle` in the same run.
+
+The process runs with an allocator that keeps freed memory (see `fastdiff.memory`): glibc's default returns it after every
+large tensor, and the page faults of the next one are then most of every variant's time.
 """
 
 from __future__ import annotations
@@ -11,13 +15,18 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch._functorch.config
+from rivals import rival
 from timing import interleaved
 
 from fastdiff import ops
+from fastdiff.memory import keep_freed_memory
 from fastdiff.ops import Op, Sample
 from fastdiff.ops._oracle import as_tuple, error_and_bound, in_float64
 from fastdiff.training.run_folder import environment
@@ -25,26 +34,92 @@ from fastdiff.training.run_folder import environment
 HERE = Path(__file__).parent
 THREADS = 2
 COLUMNS = ("date", "commit", "device", "threads", "torch", "kernels", "op", "sample", "dtype", "variant", "median_us", "p20_us",
-           "p80_us", "GB_per_s", "error", "bound")  # fmt: skip
+           "p80_us", "bytes", "error", "bound")  # fmt: skip
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+Args = tuple[Any, ...]
 
 
-def passes(op: Op, sample: Sample) -> tuple[float, float]:
+def passes(op: Op, args: Args) -> tuple[float, float]:
     """The largest error of the op's outputs and its bound; AssertionError where it is above."""
-    outputs, plain = as_tuple(op(*sample.args)), as_tuple(op.reference(*sample.args))
-    truth = as_tuple(op.reference(*in_float64(sample.args)))
+    outputs, plain = as_tuple(op(*args)), as_tuple(op.reference(*args))
+    truth = as_tuple(op.reference(*in_float64(args)))
     checked = [error_and_bound(g, p, t, op.floor) for g, p, t in zip(outputs, plain, truth, strict=True)]
-    assert all(error <= bound for error, bound in checked), f"{op.name} [{sample.name}]: {checked}"
+    assert all(error <= bound for error, bound in checked), f"{op.name}: {checked}"
     return max(checked)
 
 
-def traffic(op: Op, sample: Sample) -> int:
+def traffic(op: Op, args: Args) -> int:
     """Bytes that the op must move at least: every input read once, every output written once."""
-    tensors = [a for a in (*sample.args, *as_tuple(op(*sample.args))) if isinstance(a, torch.Tensor)]
+    tensors = [a for a in (*args, *as_tuple(op(*args))) if isinstance(a, torch.Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def measure(names: list[str]) -> list[dict]:
+def converted(args: Args, dtype: torch.dtype, layout: torch.memory_format) -> Args:
+    """Images in this memory format; what has the first image's dtype, in this one."""
+    have = next(a.dtype for a in args if isinstance(a, torch.Tensor))
+
+    def convert(a: Any) -> Any:
+        if not isinstance(a, torch.Tensor):
+            return a
+        a = a.to(dtype) if a.dtype is have else a
+        return a.contiguous(memory_format=layout) if a.dim() == 4 else a
+
+    return tuple(convert(a) for a in args)
+
+
+def forward(function: Callable[..., Any], args: Args) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.no_grad():
+            return function(*args)
+
+    return call
+
+
+def backward(function: Callable[..., Any], args: Args) -> Callable[[], Any]:
+    """Autograd's backward of the first output, for all floating arguments."""
+    leaves = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    y = as_tuple(function(*leaves))[0]
+    grad = torch.randn_like(y)
+    return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
+
+
+def variants(op: Op, args: Args, make: Callable[..., Callable[[], Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names and calls: fastdiff, copy, and each rival with its memory format and dtype."""
+    yield "fastdiff", make(op, args)
+    tensor = next((a for a in args if isinstance(a, torch.Tensor)), None)
+    if tensor is None or op.name == "philox_normal":
+        yield "eager", make(rival(op), args)
+        yield "compile", make(torch.compile(rival(op)), args)
+        return
+    target = torch.empty_like(tensor)
+    yield "copy", lambda: target.copy_(tensor)
+    half = (torch.bfloat16, torch.float16)
+    for dtype in half if tensor.dtype in half else (tensor.dtype,):
+        for name, layout in FORMATS.items() if tensor.dim() == 4 else [("", torch.contiguous_format)]:
+            inputs = converted(args, dtype, layout)
+            how = f"{name} {str(dtype).removeprefix('torch.')}".strip()
+            yield f"eager {how}", make(rival(op), inputs)
+            if dtype is tensor.dtype:
+                yield f"compile {how}", make(torch.compile(rival(op), dynamic=False), inputs)
+
+
+def cases(names: list[str]) -> Iterator[tuple[Op, Sample, torch.dtype, Op, Sample]]:
+    """(op, sample, dtype, checked op, its sample): the checked op is the one timed, or its backward."""
+    for name, op in ops.REGISTRY.items():
+        back = ops.REGISTRY.get(f"{name}_backward")
+        for checked in (op,) if back is None else (op, back):
+            if name.endswith("_backward") or (names and checked.name not in names):
+                continue
+            for dtype in (torch.float32, torch.bfloat16):
+                for own, sample in zip(checked.samples(dtype, "cpu"), op.samples(dtype, "cpu"), strict=True):
+                    if sample.large:
+                        yield op, sample, dtype, checked, own
+
+
+def measure(names: list[str]) -> Iterator[dict]:
     torch.set_num_threads(THREADS)
+    torch._functorch.config.donated_buffer = False  # backward runs many times over one forward
     e = environment()
     machine = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -54,30 +129,24 @@ def measure(names: list[str]) -> list[dict]:
         "torch": e["torch"],
         "kernels": ops.native.cpu_level,
     }
-    rows = []
-    for op in ops.REGISTRY.values():
-        if names and op.name not in names:
-            continue
-        for dtype in (torch.float32, torch.bfloat16):
-            for sample in op.samples(dtype, "cpu"):
-                if not sample.large:
-                    continue
-                with torch.no_grad():
-                    error, bound = passes(op, sample)
-                    compiled = torch.compile(op.reference)
-                    variants = {"fastdiff": op, "eager": op.reference, "compile": compiled}
-                    timings = interleaved({k: (lambda f=f, a=sample.args: f(*a)) for k, f in variants.items()})
-                    size = traffic(op, sample)
-                for variant, t in timings.items():
-                    times = {"median_us": t.median, "p20_us": t.p20, "p80_us": t.p80}
-                    rows.append(
-                        machine
-                        | {"op": op.name, "sample": sample.name, "dtype": str(dtype).removeprefix("torch."), "variant": variant}
-                        | {k: f"{1e6 * v:.1f}" for k, v in times.items()}
-                        | {"GB_per_s": f"{size / t.median / 1e9:.2f}", "error": f"{error:.1e}", "bound": f"{bound:.1e}"}
-                    )
-                print(op.name, sample.name, dtype, {k: f"{1e6 * t.median:.0f} us" for k, t in timings.items()}, flush=True)
-    return rows
+    for op, sample, dtype, checked, own in cases(names):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            error, bound = passes(checked, own.args)
+            size = traffic(checked, own.args)
+        timings = interleaved(dict(variants(op, sample.args, forward if op is checked else backward)))
+        for variant, t in timings.items():
+            yield machine | {
+                "op": checked.name,
+                "sample": sample.name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "variant": variant,
+                **{f"{k}_us": f"{1e6 * getattr(t, k):.1f}" for k in ("median", "p20", "p80")},
+                "bytes": size,
+                "error": f"{error:.1e}",
+                "bound": f"{bound:.1e}",
+            }
+        print(checked.name, sample.name, dtype, {k: f"{1e6 * t.median:.0f}" for k, t in timings.items()}, flush=True)
 
 
 def write_csv(rows: list[dict]) -> Path:
@@ -97,9 +166,14 @@ def main() -> None:
     unknown = set(sys.argv[1:]) - set(ops.REGISTRY)
     if unknown:
         sys.exit(f"unknown op {', '.join(sorted(unknown))}: one of {', '.join(ops.REGISTRY)}")
-    rows = measure(sys.argv[1:])
-    if rows:
-        print(write_csv(rows))
+    keep_freed_memory()
+    rows = []
+    try:
+        for row in measure(sys.argv[1:]):
+            rows.append(row)  # noqa: PERF402  one by one, so that an interrupt loses none
+    finally:
+        if rows:
+            print(write_csv(rows))
     from report import write_results
 
     print(write_results())

@@ -123,8 +123,10 @@ def _train(argv: list[str]) -> int:
     if known.config is None and known.resume is None:
         parser.error("CONFIG is missing: digits, mnist, or a .yaml file")
 
+    from .memory import keep_freed_memory
     from .training import latest_run, run_folder_of, train_run
 
+    keep_freed_memory()
     checkpoint, file = None, known.config
     if known.resume is not None:
         is_named = known.config is not None or any(word.startswith("--logging.run_dir") for word in rest)
@@ -201,8 +203,10 @@ def _sample(argv: list[str]) -> int:
     if (args.checkpoint is None) == (args.checkpoint_option is None):
         parser.error("give a run folder or a checkpoint, once")
 
+    from .memory import keep_freed_memory
     from .sampling import sample_to_folder
 
+    keep_freed_memory()
     path = Path(args.checkpoint or args.checkpoint_option)
     out = sample_to_folder(
         path,

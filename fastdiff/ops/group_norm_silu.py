@@ -140,8 +140,15 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("batch 1", normal(1, 40, 28, 28), 8)
     yield make("many small images", normal(70, 6, 3, 3), 3)
     yield make("no images", normal(0, 8, 4, 4), 2)
-    yield make("large", normal(16, 64, 64, 64), 32, large=True)
-    yield make("large channels_last", normal(16, 64, 64, 64).contiguous(memory_format=last), 32, large=True)
+    for name, shape, with_ in (
+        ("64x32x8x8", (64, 32, 8, 8), "wbsh"),
+        ("1x256x64x64", (1, 256, 64, 64), "wbsh"),
+        ("16x64x64x64", (16, 64, 64, 64), "wbsh"),
+        ("16x64x64x64 no film", (16, 64, 64, 64), "wb"),
+        ("32x128x64x64", (32, 128, 64, 64), "wbsh"),
+    ):
+        yield make(name, normal(*shape), 32, with_=with_, large=True)
+        yield make(f"{name} channels_last", normal(*shape).contiguous(memory_format=last), 32, with_=with_, large=True)
 
 
 def _backward_samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]:

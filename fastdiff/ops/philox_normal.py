@@ -31,7 +31,7 @@ from ._checks import check_tensor
 from ._define import Sample, define
 from ._philox import MASK, Words, box_muller, join64, philox4x32, split64
 
-__all__ = ["Purpose", "draw_seed", "image_seeds", "philox_normal", "philox_uniform", "wrap64"]
+__all__ = ["Purpose", "draw_seed", "image_seeds", "philox_normal", "wrap64"]
 
 
 class Purpose(IntEnum):
@@ -47,7 +47,7 @@ class Purpose(IntEnum):
     DATA_ORDER = 7
 
 
-def _words(seeds: torch.Tensor, step: torch.Tensor, purpose: int, counters: torch.Tensor) -> Words:
+def philox_words(seeds: torch.Tensor, step: torch.Tensor, purpose: int, counters: torch.Tensor) -> Words:
     """Four words for every seed [N] and counter [M]: [N, M] each."""
     low, high = split64(counters[None, :])
     k0, k1 = split64(seeds[:, None])
@@ -57,7 +57,7 @@ def _words(seeds: torch.Tensor, step: torch.Tensor, purpose: int, counters: torc
 
 def reference(shape: Sequence[int], seeds: torch.Tensor, step: torch.Tensor, purpose: int) -> torch.Tensor:
     size = math.prod(shape[1:])
-    w0, w1, w2, w3 = _words(seeds, step, purpose, torch.arange((size + 3) // 4, device=seeds.device))
+    w0, w1, w2, w3 = philox_words(seeds, step, purpose, torch.arange((size + 3) // 4, device=seeds.device))
     normals = torch.stack((*box_muller(w0, w1), *box_muller(w2, w3)), dim=-1)  # [N, counters, 4]
     return normals.flatten(1)[:, :size].reshape(shape).contiguous()
 
@@ -127,12 +127,6 @@ def check_noise(seeds: torch.Tensor, step: int | torch.Tensor, purpose: int, ima
     if step.device != seeds.device:
         raise ValueError(f"step must be on the seeds' device {seeds.device}, got {step.device}")
     return seeds, step
-
-
-def philox_uniform(seeds: torch.Tensor, step: int | torch.Tensor, purpose: int) -> torch.Tensor:
-    """One uniform number per seed, float64 [N] in [0, 1): the first word over 2^32."""
-    seeds, step = check_noise(seeds, step, purpose, -1)
-    return _words(seeds, step, purpose, torch.zeros(1, dtype=torch.int64, device=seeds.device))[0][:, 0] * 2.0**-32
 
 
 def image_seeds(seed: int, images: int | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:

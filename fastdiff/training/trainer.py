@@ -20,7 +20,7 @@ from ..config import TrainingConfig
 from ..data import Batches
 from ..diffusion import DiffusionModel
 from .checkpoint import Checkpoint, load_weights, restore_optimizer
-from .optim import averaged, build_optimizer, learning_rate
+from .optim import Average, build_optimizer, learning_rate
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -49,7 +49,7 @@ class Trainer:
     @property
     def ema(self) -> DiffusionModel:
         """The model with averaged weights."""
-        return self._average.module
+        return self._average.model
 
     @property
     def epoch(self) -> int:
@@ -71,7 +71,8 @@ class Trainer:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout).train()
         self.optimizer = build_optimizer(self.model, config)
-        self._average = averaged(self.model, config.ema_decay)
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._average = Average(self.model, config.ema_decay)
         if resume is not None:
             self._restore(resume)
         if config.compile:
@@ -112,7 +113,8 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:
+            parameter.grad = None
         step = torch.tensor(self.step, device=self.device)
         total = 0.0
         for part in torch.arange(len(images)).chunk(config.accumulate):
@@ -122,13 +124,16 @@ class Trainer:
             share = len(part) / len(images)
             (loss * share).backward()
             total += float(loss.detach()) * share
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
 
         self.loss, self.gradient_norm, self.rate = total, float(norm), rate
         if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
             raise NonFiniteLossError(self._diagnosis(indices, images))
+        if self.gradient_norm > (config.clip_norm or math.inf):
+            torch._foreach_mul_(gradients, config.clip_norm / self.gradient_norm)
         self.optimizer.step()
-        self._average.update_parameters(self.model)
+        self._average.update()
         self.step += 1
 
     def _diagnosis(self, indices: torch.Tensor, images: torch.Tensor) -> str:
@@ -173,7 +178,7 @@ class Trainer:
         load_weights(self.model, checkpoint.part("model"), checkpoint.path)
         load_weights(self.ema, checkpoint.part("ema"), checkpoint.path)
         self.step = state["step"]
-        self._average.n_averaged.fill_(self.step)
+        self._average.updates = self.step
         restore_optimizer(self.optimizer, checkpoint)
 
     def _call(self, hook: str) -> None:

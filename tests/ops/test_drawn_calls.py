@@ -149,6 +149,13 @@ def step_calls(draw: st.DrawFn) -> Call:
 
 
 @st.composite
+def uniform_calls(draw: st.DrawFn) -> Call:
+    arguments = {"seeds": torch.arange(draw(st.integers(0, 9))) - 3, "step": draw(st.integers(0, 2**32 - 1)), "purpose": 4}
+    bad = {"seeds": [torch.zeros(2), None, torch.zeros(2, 2, dtype=torch.int64)], "step": [-1, 2**32], "purpose": [-1, 2**31]}
+    return _spoil(draw, arguments, bad)
+
+
+@st.composite
 def ddpm_calls(draw: st.DrawFn) -> Call:
     x = _images(draw)
     n, steps = x.shape[0], draw(st.integers(1, 9))
@@ -183,6 +190,7 @@ DRAWN: dict[str, st.SearchStrategy[Call]] = {
     "film": film_calls(),
     "group_norm_silu": group_norm_calls(),
     "philox_normal": philox_calls(),
+    "philox_uniform": uniform_calls(),
     "q_sample": q_sample_calls(),
     "sampler_step": step_calls(),
     "ddpm_step": ddpm_calls(),

@@ -115,7 +115,12 @@ def test_image_seeds_are_those_of_the_definition() -> None:
 
 
 def test_uniform() -> None:
-    u = philox_uniform(image_seeds(0, 100000), 0, Purpose.TRAINING_TIMESTEP)
+    seeds = image_seeds(0, 100000)
+    u = philox_uniform(seeds, 0, Purpose.TRAINING_TIMESTEP)
+    assert u.dtype is torch.float64
+    zero = torch.zeros_like(seeds)
+    words = plain.philox4x32((zero, zero, zero, zero + Purpose.TRAINING_TIMESTEP), plain.split64(seeds))[0]
+    assert torch.equal(u * 2.0**32, words.double())
     assert u.min() >= 0
     assert u.max() < 1
     assert abs(u.mean() - 0.5) < 4 / math.sqrt(12 * len(u))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastdiff.config import TrainingConfig
-from fastdiff.training.optim import averaged, build_optimizer, learning_rate
+from fastdiff.training.optim import Average, build_optimizer, learning_rate
 
 
 def test_warm_up_then_cosine_to_zero():
@@ -31,24 +31,24 @@ def test_more_warm_up_than_steps():
 
 def test_the_average_follows_the_stated_decay():
     model = nn.Linear(1, 1, bias=False)
-    average = averaged(model, decay=0.3)
+    average = Average(model, decay=0.3)
     expected = None
     for n, value in enumerate([1.0, 5.0, -2.0, 7.0, 3.0]):
         with torch.no_grad():
             model.weight.fill_(value)
-        average.update_parameters(model)
+        average.update()
         decay = min(0.3, (1 + n) / (10 + n))  # 0.1, 2/11, 0.25, 0.3, 0.3
         expected = value if expected is None else decay * expected + (1 - decay) * value
-        assert average.module.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_average_takes_buffers_as_they_are():
     model = nn.BatchNorm1d(2)
-    average = averaged(model, decay=0.99)
+    average = Average(model, decay=0.99)
     for _ in range(3):
         model(torch.randn(8, 2))
-        average.update_parameters(model)
-    assert torch.equal(average.module.running_mean, model.running_mean)
+        average.update()
+    assert torch.equal(average.model.running_mean, model.running_mean)
     assert not torch.equal(model.running_mean, torch.zeros(2))
 
 

@@ -1,0 +1,29 @@
+// Philox on single words: an image needs one counter.
+#include "../common/simd.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+namespace {
+
+FASTDIFF_INLINE void high_low(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  const uint64_t product = uint64_t{a} * b;
+  high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
+}
+
+}  // namespace
+}  // namespace fastdiff::FASTDIFF_ISA
+
+#include "../common/philox.h"  // asks for high_low
+#include "philox_uniform.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+
+void philox_uniform_kernel(const UniformArgs& a, int64_t begin, int64_t end) {
+  const uint32_t step = static_cast<uint32_t>(*a.noise.step);
+  for (int64_t n = begin; n < end; ++n) {
+    const uint64_t seed = static_cast<uint64_t>(a.noise.seeds[n * a.noise.stride]);
+    const Counter<uint32_t> counter{0, 0, step, a.noise.purpose};
+    a.out[n] = philox4x32(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)).c0 * 0x1p-32;
+  }
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from fastdiff import ops
+from fastdiff.memory import keep_freed_memory
 from fastdiff.ops import Op, Sample
 from fastdiff.ops._oracle import as_tuple, error_and_bound, in_float64
+
+keep_freed_memory()  # else page faults are most of the time of every variant
 
 LARGE = [
     pytest.param(op, dtype, index, id=f"{op.name}-{sample.name}-{str(dtype).removeprefix('torch.')}")

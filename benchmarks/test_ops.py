@@ -1,4 +1,4 @@
-"""Every op against its reference in plain torch, eager and compiled: `pytest benchmarks --benchmark-only`.
+"""Every op against what plain torch has in its place (`rivals.py`), eager and compiled: `pytest benchmarks --benchmark-only`.
 
 Correctness comes first: a time is taken only of values that passed. For tables see `benchmarks/run.py`.
 """
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from rivals import rival
 
 from fastdiff import ops
 from fastdiff.memory import keep_freed_memory
 from fastdiff.ops import Op, Sample
-from fastdiff.ops._oracle import as_tuple, error_and_bound, in_float64
+from fastdiff.ops._oracle import errors_and_bounds
 
 keep_freed_memory()  # else page faults are most of the time of every variant
 
@@ -28,7 +29,7 @@ LARGE = [
 
 
 def _variants(op: Op) -> dict[str, Callable[..., Any]]:
-    return {"fastdiff": op, "eager": op.reference, "compile": torch.compile(op.reference)}
+    return {"fastdiff": op, "eager": rival(op), "compile": torch.compile(rival(op))}
 
 
 @pytest.mark.parametrize("variant", ["fastdiff", "eager", "compile"])
@@ -37,10 +38,7 @@ def test_op(benchmark: Any, op: Op, dtype: torch.dtype, index: int, variant: str
     sample: Sample = list(op.samples(dtype, "cpu"))[index]
     with torch.no_grad():
         if variant == "fastdiff":
-            truth, plain = as_tuple(op.reference(*in_float64(sample.args))), as_tuple(op.reference(*sample.args))
-            for got, p, t in zip(as_tuple(op(*sample.args)), plain, truth, strict=True):
-                error, bound = error_and_bound(got, p, t, op.floor)
-                assert error <= bound
+            assert all(error <= bound for error, bound in errors_and_bounds(op, sample.args))
         elif variant == "compile" and benchmark.disabled:
             pytest.skip("compiling takes seconds and times nothing here")
         benchmark.group = f"{op.name} {sample.name} {dtype}"

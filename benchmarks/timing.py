@@ -20,7 +20,7 @@ class Timing:
     p80: float
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int = 11) -> dict[str, Timing]:
+def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int = 31) -> dict[str, Timing]:
     """Time each variant `rounds` times, in turn, after a warm-up of each."""
     repeats = {}
     for name, call in variants.items():

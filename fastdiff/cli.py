@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .memory import keep_freed_memory
 
 # Spellings that users know from elsewhere, for options of `train`.
 TRAIN_ALIASES = {
@@ -90,6 +91,7 @@ def _dispatch(argv: list[str]) -> int:
         near = get_close_matches(command, commands, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(commands)}"
         parser.error(f"there is no command {command!r}: {hint}")
+    keep_freed_memory()
     return commands[command](argv[1:])
 
 
@@ -123,10 +125,8 @@ def _train(argv: list[str]) -> int:
     if known.config is None and known.resume is None:
         parser.error("CONFIG is missing: digits, mnist, or a .yaml file")
 
-    from .memory import keep_freed_memory
     from .training import latest_run, run_folder_of, train_run
 
-    keep_freed_memory()
     checkpoint, file = None, known.config
     if known.resume is not None:
         is_named = known.config is not None or any(word.startswith("--logging.run_dir") for word in rest)
@@ -203,10 +203,8 @@ def _sample(argv: list[str]) -> int:
     if (args.checkpoint is None) == (args.checkpoint_option is None):
         parser.error("give a run folder or a checkpoint, once")
 
-    from .memory import keep_freed_memory
     from .sampling import sample_to_folder
 
-    keep_freed_memory()
     path = Path(args.checkpoint or args.checkpoint_option)
     out = sample_to_folder(
         path,

@@ -21,11 +21,9 @@ def keep_freed_memory() -> bool:
     Meant for programs that train or sample, as the command line does. Returns False, and changes nothing, where the C library
     is not glibc or refuses. Memory that CUDA tensors take is not concerned.
     """
-    if not sys.platform.startswith("linux"):
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    if not any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_MAPPED):
         return False
-    if not any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_MAPPED):
-        return False
-    return bool(mallopt(_M_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_M_TOP_PAD, 1 << 26))
+    return bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)) and bool(libc.mallopt(_M_TOP_PAD, 1 << 26))

@@ -127,6 +127,11 @@ FASTDIFF_INLINE void high_low(const LongBatch& a, uint32_t b, LongBatch& high, L
   high = high_words(low);
 }
 
+FASTDIFF_INLINE void high_low(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  const uint64_t product = uint64_t{a} * b;
+  high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
+}
+
 // Each 128 bits of four vectors as a 4x4 matrix, transposed.
 FASTDIFF_INLINE FloatBatch transpose_quads(const FloatBatch& a) {
 #ifdef FASTDIFF_MM

@@ -1,18 +1,5 @@
 // Philox on single words: an image needs one counter.
-#include "../common/simd.h"
-
-namespace fastdiff::FASTDIFF_ISA {
-namespace {
-
-FASTDIFF_INLINE void high_low(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
-  const uint64_t product = uint64_t{a} * b;
-  high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
-}
-
-}  // namespace
-}  // namespace fastdiff::FASTDIFF_ISA
-
-#include "../common/philox.h"  // asks for high_low
+#include "../common/philox_cpu.h"
 #include "philox_uniform.h"
 
 namespace fastdiff::FASTDIFF_ISA {

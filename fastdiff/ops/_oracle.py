@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ._define import Op
+
 # Half the spacing of values of order one.
 _ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 
@@ -16,6 +18,12 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+
+
+def errors_and_bounds(op: Op, args: tuple[Any, ...]) -> list[tuple[float, float]]:
+    """`error_and_bound` of each output of one call."""
+    outputs, plain, truth = (as_tuple(v) for v in (op(*args), op.reference(*args), op.reference(*in_float64(args))))
+    return [error_and_bound(*values, op.floor) for values in zip(outputs, plain, truth, strict=True)]
 
 
 def error_and_bound(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float) -> tuple[float, float]:

@@ -17,19 +17,14 @@ from .philox_normal import check_noise, philox_words
 
 
 def reference(seeds: torch.Tensor, step: torch.Tensor, purpose: int) -> torch.Tensor:
-    counter = torch.zeros(1, dtype=torch.int64, device=seeds.device)
-    return (
-        philox_words(seeds, step, purpose, counter)[0][:, 0].to(torch.float64) * 2.0**-32
-    )  # float32 would round the last ones up to 1
+    first, *_ = philox_words(seeds, step, purpose, torch.zeros(1, dtype=torch.int64, device=seeds.device))
+    return first[:, 0].to(torch.float64) * 2.0**-32  # float32 would round the largest up to 1
 
 
 def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]:
-    if dtype is not torch.float32:
-        return  # there is one output dtype: samples come once, as for the other noise
-
-    def make(name: str, images: int, step: int = 0, purpose: int = 4, large: bool = False) -> Sample:
+    def make(name: str, images: int, step: int = 0, purpose: int = 4) -> Sample:  # no argument has a floating dtype
         seeds = (torch.arange(2 * images) * 0x9E3779B97F4A7C1 + 12345)[::2].to(device)
-        return Sample(name, (seeds, torch.tensor(step, device=device), purpose), large=large)
+        return Sample(name, (seeds, torch.tensor(step, device=device), purpose))
 
     yield make("batch", 64, step=17)
     yield make("one", 1, step=2**32 - 1, purpose=2**31 - 1)
@@ -41,7 +36,7 @@ _op = define(
     "philox_uniform(Tensor seeds, Tensor step, int purpose) -> Tensor",
     reference,
     samples=_samples,
-    native={"CPU": (torch.float32,)},
+    native={"CPU": (torch.float64,)},
     floor=0.0,
 )
 

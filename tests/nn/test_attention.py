@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fastdiff.nn import AttentionBlock
+from fastdiff.nn import AttentionBlock, attention
+from fastdiff.ops._oracle import error_and_bound
 
 
 def plain_attention(block: AttentionBlock, x: torch.Tensor, groups: int, head_dim: int) -> torch.Tensor:
@@ -44,3 +47,29 @@ def test_default_head_dim(channels: int, head_dim: int) -> None:
 def test_attention_names_what_is_wrong(head_dim: int) -> None:
     with pytest.raises(ValueError, match="head_dim must be a divisor of the 24 channels"):
         AttentionBlock(24, head_dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(4, 4), (5, 3), (16, 16)])
+def test_attention_of_many_short_sequences_is_the_fused_one(awake, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Eight images of three heads take another way on the CPU than one image does: same values, same gradients."""
+    block = awake(AttentionBlock(24, 8, groups=6)).to(dtype)
+    x = torch.randn(8, 24, *size).to(dtype)
+    assert 8 * 3 >= attention.MATERIALISED_HEADS > 3
+    assert size[0] * size[1] <= attention.MATERIALISED_PIXELS
+
+    def values_and_gradients(of: AttentionBlock, images: torch.Tensor) -> list[torch.Tensor]:
+        images = images.clone().requires_grad_()
+        inputs = [images, *of.parameters()]
+        y = of(images)
+        return [y.detach(), *torch.autograd.grad((y * y.detach()).sum(), inputs)]
+
+    def one_by_one(of: AttentionBlock, images: torch.Tensor) -> list[torch.Tensor]:
+        y, dx, *rest = zip(*(values_and_gradients(of, image[None]) for image in images), strict=True)
+        return [torch.cat(y), torch.cat(dx), *(sum(g) for g in rest)]
+
+    truth = one_by_one(copy.deepcopy(block).double(), x.double())
+    got, fused = values_and_gradients(block, x), one_by_one(block, x)
+    for g, f, t in zip(got, fused, truth, strict=True):
+        error, bound = error_and_bound(g, f, t, 1e-5)
+        assert error <= bound

@@ -6,13 +6,13 @@ import ctypes
 
 import pytest
 import torch
-from oracle import DTYPES, assert_close_to_truth, needs_kernel, small
+from oracle import DTYPES, needs_kernel, small
 from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.ops import group_norm_silu
 from fastdiff.ops._library import CPU_LEVELS
-from fastdiff.ops._oracle import as_tuple, in_float64
+from fastdiff.ops._oracle import errors_and_bounds
 
 X, W, S = torch.randn(2, 6, 4, 5), torch.randn(6), torch.randn(2, 6)
 FORWARD, BACKWARD = ops.REGISTRY["group_norm_silu"], ops.REGISTRY["group_norm_silu_backward"]
@@ -100,9 +100,8 @@ def test_every_instruction_set(level: str, dtype: torch.dtype) -> None:
         library.fastdiff_cap_cpu(level.encode())
         for op in (FORWARD, BACKWARD):
             for sample in small(op, dtype):
-                outputs = (op(*sample.args), op.reference(*sample.args), op.reference(*in_float64(sample.args)))
-                for i, (got, plain, truth) in enumerate(zip(*map(as_tuple, outputs), strict=True)):
-                    assert_close_to_truth(f"{level} {op.name} [{sample.name}] output {i}", got, plain, truth, op.floor)
+                for i, (error, bound) in enumerate(errors_and_bounds(op, sample.args)):
+                    assert error <= bound, f"{level} {op.name} [{sample.name}] output {i}: {error:.3e} is above {bound:.3e}"
     finally:
         library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
 

@@ -62,8 +62,7 @@ def main() -> None:
 
 def measure(config: str, rounds: int) -> list[dict]:
     settings = [
-        *itertools.product(("fastdiff",), ("NCHW", "channels_last"), ("fp32", "bf16"), ("eager",)),
-        *itertools.product(("torch",), ("NCHW", "channels_last"), ("fp32", "bf16"), ("eager", "compile")),
+        *itertools.product(("fastdiff", "torch"), ("NCHW", "channels_last"), ("fp32", "bf16"), ("eager", "compile")),
     ]
     command = [sys.executable, __file__, config, "--worker"]
     workers = {s: subprocess.Popen([*command, *s], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for s in settings}
@@ -107,8 +106,8 @@ def work(name: str, side: str, layout: str, precision: str, mode: str) -> None:
         with_torch_layers(model.network)
         train_with_torch(config, model, data)
     else:
-        sample = partial(draw_samples, model, SAMPLES, replace(config.diffusion, sampling_steps=SAMPLING_STEPS), 0)
-        Trainer(config.training, [Turns(sample, precision)]).fit(model, data)
+        config = replace(config, diffusion=replace(config.diffusion, sampling_steps=SAMPLING_STEPS))
+        Trainer(config.training, [Turns(partial(draw_samples, model, SAMPLES, config, 0), precision)]).fit(model, data)
 
 
 class Turns(Callback):

@@ -198,6 +198,8 @@ def _sample(argv: list[str]) -> int:
     add("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: %(default)s)")
     add("--batch-size", "--batch_size", type=int, default=64, metavar="B", help="images at a time (default: %(default)s)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    precisions = ("auto", "fp32", "bf16")
+    add("--precision", default="auto", choices=precisions, help="of the network; auto: bf16 where the device is made for it")
     add("--png", action="store_true", help="write each image as a file of its own too")
     args = parser.parse_args(argv)
     if (args.checkpoint is None) == (args.checkpoint_option is None):
@@ -217,6 +219,7 @@ def _sample(argv: list[str]) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
         device=args.device,
+        precision=args.precision,
         png=args.png,
     )
     print(f"{args.num_samples} samples: {out}/samples.png, {out}/samples.npz")

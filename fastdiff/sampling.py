@@ -13,6 +13,7 @@ from .diffusion.samplers import SAMPLERS
 from .training import load_model
 from .training.callbacks import sample_columns
 from .training.checkpoint import find_checkpoint
+from .training.precision import Precision, autocast
 from .training.trainer import pick_device
 from .visualization import save_each, save_images
 from .visualization.files import write_atomically
@@ -32,6 +33,7 @@ def sample_to_folder(
     seed: int = 0,
     batch_size: int = 64,
     device: str = "auto",
+    precision: Precision = "auto",
     png: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -55,7 +57,7 @@ def sample_to_folder(
     if classes is not None and not classes:
         raise ValueError("--classes must name at least one class")
     on = pick_device(device)
-    model = load_model(checkpoint, on)
+    model = load_model(checkpoint, on).to(memory_format=torch.channels_last)
     if steps is not None and not 1 <= steps <= model.timesteps:
         raise ValueError(f"--steps must be in 1..{model.timesteps}, got {steps}")
     if classes is not None and model.num_classes is None:
@@ -67,17 +69,18 @@ def sample_to_folder(
     if model.num_classes is not None:
         chosen = torch.tensor(classes if classes is not None else range(model.num_classes))
         labels = chosen[torch.arange(num_samples) % len(chosen)]
-    images = model.sample(
-        (num_samples, *model.image_shape),
-        labels=labels,
-        guidance=guidance if labels is not None else 1.0,
-        sampler=sampler,
-        steps=steps or min(DEFAULT_STEPS, model.timesteps),
-        spacing="trailing",
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    with autocast(precision, on):
+        images = model.sample(
+            (num_samples, *model.image_shape),
+            labels=labels,
+            guidance=guidance if labels is not None else 1.0,
+            sampler=sampler,
+            steps=steps or min(DEFAULT_STEPS, model.timesteps),
+            spacing="trailing",
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
     images = images.clamp(-1, 1).cpu()
     if out is None:
         file = find_checkpoint(checkpoint)

@@ -115,9 +115,9 @@ class TrainingConfig:
     """Gradients are scaled down to this norm; 0: not at all."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are sampled from, at most (1 + n) / (10 + n) at step n."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast."""
-    channels_last: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights stay fp32. auto: bf16 where the device has instructions for it."""
+    channels_last: bool = True
     """Memory format of weights and images."""
     compile: bool = False
     """torch.compile the network."""

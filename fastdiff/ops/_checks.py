@@ -30,7 +30,9 @@ def check_floating(name: str, x: torch.Tensor) -> None:
 
 
 def check_parameter(name: str, v: Any, shape: tuple[int, ...], x: torch.Tensor) -> None:
-    """A weight, scale or shift that goes with x: the given shape, float32 or x's dtype, x's device."""
+    """A weight, scale or shift that goes with x: None, or the given shape, float32 or x's dtype, x's device."""
+    if v is None:
+        return
     check_tensor(name, v)
     if v.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(v.shape)}")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ._activation import activate, activation_derivative
-from ._checks import check_act, check_images, check_parameter
+from ._checks import check_act, check_images, check_parameter, check_tensor
 from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, laid_out_like, per_channel, spatial_sum
 
@@ -133,10 +133,10 @@ def film(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None = None
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or activation, naming the argument.
     """
     check_images("x", x)
+    check_tensor("scale", scale)
     check_parameter("scale", scale, x.shape[:2], x)
-    if shift is not None:
-        check_parameter("shift", shift, x.shape[:2], x)
-        if shift.dtype is not scale.dtype:
-            raise TypeError(f"shift must have scale's dtype {scale.dtype}, got {shift.dtype}")
+    check_parameter("shift", shift, x.shape[:2], x)
+    if shift is not None and shift.dtype is not scale.dtype:
+        raise TypeError(f"shift must have scale's dtype {scale.dtype}, got {shift.dtype}")
     check_act(act)
     return _op(x, scale, shift, act)

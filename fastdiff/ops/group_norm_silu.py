@@ -174,10 +174,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     x, ctx.groups, weight, bias, _, scale, shift, ctx.act = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # no zeros for those two
     ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift)
 
 
-def _autograd(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Maybe, ...]:
+def _autograd(ctx: Any, grad: Maybe, *_: Any) -> tuple[Maybe, ...]:
+    if grad is None:
+        return (None,) * 8
     x, mean, rstd, *parameters = ctx.saved_tensors
     dx, *gradients = _backward(grad, x, mean, rstd, ctx.groups, *parameters, ctx.act)
     dweight, dbias, dscale, dshift = (None if p is None else g for p, g in zip(parameters, gradients, strict=True))
@@ -217,14 +220,12 @@ def group_norm_silu(
     channels = x.shape[1]
     if not isinstance(groups, int) or groups < 1 or channels % groups:
         raise ValueError(f"groups must be a divisor of x's {channels} channels, got {groups}")
-    if not x[0:1].numel() and x.shape[0]:
+    if 0 in x.shape[1:] and x.shape[0]:
         raise ValueError(f"x must have at least one element per group, got shape {tuple(x.shape)}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            check_parameter(name, value, (channels,), x)
-    for name, value in (("scale", scale), ("shift", shift)):
-        if value is not None:
-            check_parameter(name, value, x.shape[:2], x)
+    check_parameter("weight", weight, (channels,), x)
+    check_parameter("bias", bias, (channels,), x)
+    check_parameter("scale", scale, x.shape[:2], x)
+    check_parameter("shift", shift, x.shape[:2], x)
     if not eps > 0:
         raise ValueError(f"eps must be above 0, got {eps}")
     check_act(act)

@@ -13,12 +13,13 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from ..config import DiffusionConfig, LoggingConfig
+from ..config import Config, LoggingConfig
 from ..data import Batches, ImageDataset
 from ..diffusion import DiffusionModel
 from ..visualization import save_images
 from ..visualization.files import write_atomically
 from .checkpoint import read_checkpoint, save_checkpoint
+from .precision import autocast
 from .trainer import NonFiniteLossError, Trainer
 
 
@@ -159,13 +160,13 @@ class Checkpoints(Callback):
 class SamplePictures(Callback):
     """samples/step-N.png: the same noise each time, so that pictures compare."""
 
-    def __init__(self, folder: Path, logging: LoggingConfig, diffusion: DiffusionConfig) -> None:
-        self._folder, self._logging, self._diffusion = folder, logging, diffusion
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder, self._config = folder, config
 
     def step(self, trainer: Trainer) -> None:
-        if trainer.step % self._logging.sample_every:
+        if trainer.step % self._config.logging.sample_every:
             return
-        images = draw_samples(trainer.ema, self._logging.num_samples, self._diffusion, trainer.config.seed)[0]
+        images = draw_samples(trainer.ema, self._config.logging.num_samples, self._config, trainer.config.seed)[0]
         save_images(images, self._folder / f"step-{trainer.step}.png", nrow=sample_columns(trainer.ema), scale=None)
 
 
@@ -175,18 +176,20 @@ def sample_columns(model: DiffusionModel) -> int:
 
 
 def draw_samples(
-    model: DiffusionModel, count: int, config: DiffusionConfig, seed: int, **sampling: Any
+    model: DiffusionModel, count: int, config: Config, seed: int, **sampling: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images [count, C, H, W] in [-1, 1] by the config's sampler, and their labels: class i % K for image i."""
+    """Images [count, C, H, W] in [-1, 1] by the config's sampler and precision, and their labels: class i % K for image i."""
     labels = None if model.num_classes is None else torch.arange(count) % model.num_classes
-    images = model.sample(
-        (count, *model.image_shape),
-        labels=labels,
-        guidance=config.guidance if labels is not None else 1.0,
-        sampler=config.sampler,
-        steps=config.sampling_steps,
-        spacing="trailing",
-        seed=seed,
-        **sampling,
-    )
+    diffusion = config.diffusion
+    with autocast(config.training.precision, model.betas.device):
+        images = model.sample(
+            (count, *model.image_shape),
+            labels=labels,
+            guidance=diffusion.guidance if labels is not None else 1.0,
+            sampler=diffusion.sampler,
+            steps=diffusion.sampling_steps,
+            spacing="trailing",
+            seed=seed,
+            **sampling,
+        )
     return images, labels

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..diffusion import DiffusionModel
 from ..visualization.files import write_atomically
+from .flat import parts
 
 FORMAT = "fastdiff-checkpoint"
 VERSION = 1
@@ -132,14 +133,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         raise ValueError(f"{checkpoint.path} holds no optimizer to go on with: resume from checkpoints/last or step-N")
     if kind != type(optimizer).__name__:
         raise ValueError(f"{checkpoint.path} was trained with {kind}, this run has {type(optimizer).__name__}")
-    state: dict[int, dict[str, Any]] = {}
+    saved: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in checkpoint.part("optimizer").items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        for key, tensor in state.get(index, {}).items():
-            if tensor.shape == parameter.shape:  # fused optimizers walk over memory: strides must be the parameter's
-                state[index][key] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        saved.setdefault(int(index), {})[key] = tensor
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    first = 0
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, tensor in saved.get(first, {}).items():
+            value = tensor  # a step count, the same for all
+            if tensor.dim():  # fused optimizers walk over memory: strides must be the parameter's
+                value = torch.zeros_like(parameter, dtype=tensor.dtype)
+                for i, part in enumerate(parts(parameter, value), first):
+                    part.copy_(saved[i][key])
+            state.setdefault(index, {})[key] = value
+        first += len(parts(parameter, parameter))
     groups = optimizer.state_dict()["param_groups"]  # the config's: a resumed run may have another weight decay
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(checkpoint.tensors["rng.cpu"])
@@ -148,12 +156,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"optimizer.{index}.{key}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-        if isinstance(value, torch.Tensor)  # SGD without momentum keeps a None
-    }
+    """By parameter of the model, in the optimizer's order: the file does not tell how they were stored for it."""
+    tensors: dict[str, torch.Tensor] = {}
+    first = 0
+    for parameter in _parameters(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):  # SGD without momentum keeps a None
+                tensors |= {f"optimizer.{i}.{key}": part for i, part in enumerate(parts(parameter, value), first)}
+        first += len(parts(parameter, parameter))
+    return tensors
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _checksum(meta: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> int:

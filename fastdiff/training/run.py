@@ -85,7 +85,7 @@ def train_run(config: Config, resume: Path | None = None) -> RunResult:
         callbacks.append(Validation(splits["validation"], logging.validate_every, metrics, checkpoints))
     callbacks += [metrics, Checkpoints(checkpoints, logging)]
     if logging.sample_every:
-        callbacks.append(SamplePictures(folder / "samples", logging, config.diffusion))
+        callbacks.append(SamplePictures(folder / "samples", config))
     if logging.progress:
         callbacks.append(Progress())
 
@@ -130,9 +130,7 @@ def write_pictures(folder: Path, model: DiffusionModel, config: Config, real: to
     """samples.png, denoising.webp, noising.png and loss.png; returns the sampling speed."""
     begin = time.perf_counter()
     frames = min(FRAMES, config.diffusion.sampling_steps)
-    (samples, frames), _ = draw_samples(
-        model, config.logging.num_samples, config.diffusion, config.training.seed, frames=frames
-    )
+    (samples, frames), _ = draw_samples(model, config.logging.num_samples, config, config.training.seed, frames=frames)
     seconds = time.perf_counter() - begin
     columns = sample_columns(model)
     save_images(samples, folder / "samples.png", nrow=columns, scale=None)
@@ -152,7 +150,7 @@ def judge_samples(folder: Path, model: DiffusionModel, config: Config, data: Ima
         return {}
     from ..evaluation import judge, nearest
 
-    samples, labels = draw_samples(model, count, config.diffusion, config.training.seed + 1)
+    samples, labels = draw_samples(model, count, config, config.training.seed + 1)
     samples = samples.cpu().clamp(-1, 1)
     indices, _ = nearest(samples[:NEAREST_SHOWN], data.images)
     pairs = torch.cat([samples[:NEAREST_SHOWN], data.images[indices.flatten()]])

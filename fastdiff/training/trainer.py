@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,8 @@ from ..config import TrainingConfig
 from ..data import Batches
 from ..diffusion import DiffusionModel
 from .checkpoint import Checkpoint, load_weights, restore_optimizer
-from .optim import Average, build_optimizer, learning_rate
+from .optim import Average, build_optimizer, flatten_trained, learning_rate
+from .precision import autocast, resolve_precision
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -70,9 +71,9 @@ class Trainer:
         self.seeds = ops.image_seeds(config.seed, len(data), self.device)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout).train()
-        self.optimizer = build_optimizer(self.model, config)
-        self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._average = Average(self.model, config.ema_decay)
+        self._flats = flatten_trained(self.model)
+        self.optimizer = build_optimizer(self._flats, config)
+        self._average = Average(self.model, self._flats, config.ema_decay)
         if resume is not None:
             self._restore(resume)
         if config.compile:
@@ -113,21 +114,20 @@ class Trainer:
         rate = learning_rate(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for parameter in self._trained:
-            parameter.grad = None
+        for flat in self._flats:
+            flat.grad.zero_()
         step = torch.tensor(self.step, device=self.device)
         total = 0.0
         for part in torch.arange(len(images)).chunk(config.accumulate):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            with self._autocast():
+            with autocast(config.precision, self.device):
                 loss = self.model.keyed_loss(images[rows], None if labels is None else labels[rows], seeds[rows], step)
             share = len(part) / len(images)
             (loss * share).backward()
             total += float(loss.detach()) * share
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        gradients = [flat.grad for flat in self._flats]
 
-        self.loss, self.gradient_norm, self.rate = total, float(norm), rate
+        self.loss, self.gradient_norm, self.rate = total, float(nn.utils.get_total_norm(gradients)), rate
         if not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm)):
             raise NonFiniteLossError(self._diagnosis(indices, images))
         if self.gradient_norm > (config.clip_norm or math.inf):
@@ -143,14 +143,9 @@ class Trainer:
             advice = f"images {bad[:8]} of the data are not finite: mend or remove them"
         else:
             advice = "lower training.lr or raise training.warmup_steps"
-            advice += ", or train in fp32" if self.config.precision != "fp32" else ""
+            advice += ", or train in fp32" if resolve_precision(self.config.precision, self.device) != "fp32" else ""
         epoch, batch = divmod(self.step, len(self.batches))
         return f"{what} in step {self.step + 1} (epoch {epoch}, batch {batch}, images {indices[:4].tolist()}...): {advice}"
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimizer: all that a resumed run must agree on."""

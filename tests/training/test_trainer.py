@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 from fastdiff import ops
 from fastdiff.training import Callback, NonFiniteLossError, Trainer
 from fastdiff.training.optim import learning_rate
+from fastdiff.training.precision import autocast, resolve_precision
 from fastdiff.training.trainer import pick_device
 
 
@@ -249,3 +250,15 @@ def test_compile(train, monkeypatch):
     assert len(backends) == 1
     assert compiled.losses == pytest.approx(exact.losses, rel=1e-4)
     assert not any("_orig_mod" in name for name in trainer.model.state_dict())
+
+
+@pytest.mark.parametrize(("has", "expected"), [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")])
+def test_auto_precision_is_bf16_where_the_cpu_has_it(has, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    device = torch.device("cpu")
+    assert resolve_precision("auto", device) == expected
+    assert resolve_precision("fp32", device) == "fp32"
+    assert resolve_precision("bf16", device) == "bf16"
+    with autocast("auto", device):
+        assert torch.is_autocast_enabled("cpu") == (expected == "bf16")
+    assert not torch.is_autocast_enabled("cpu")

@@ -61,17 +61,41 @@ FASTDIFF_INLINE void without_noise(const Walk& walk, const Tile& t, Body&& body)
 
 constexpr int64_t kSlack = 2 * kNormals;  // that vectors may pass the end of a tile's noise by
 
+// [channels, pixels] to [pixels, channels]. Four channels at a time, whose values at one pixel are one store; up to kSlack floats
+// are read and written past both ends.
+inline void turn(const float* rows, int64_t channels, int64_t pixels, float* out) {
+  constexpr int kLanes = kLanesOf<float>;
+  for (int64_t group = 0; group < channels; group += 4) {
+    // The last group goes back to be whole. Of two or three channels it is not: the next pixel overwrites what is too much.
+    const int64_t c = channels < 4 ? 0 : least(group, channels - 4);
+    for (int64_t p = 0; p < pixels; p += kLanes) {
+      FloatBatch v;
+      for (int k = 0; k < 4; ++k) v.part[k] = load(rows + (c + k) * pixels + p);
+      v = transpose_quads(v);
+      for (int j = 0; j < kLanes / 4; ++j)
+        for (int k = 0; k < 4; ++k)
+          if (p + 4 * j + k < pixels)
+            std::memcpy(out + (p + 4 * j + k) * channels + c, reinterpret_cast<const float*>(&v.part[k]) + 4 * j, 16);
+    }
+  }
+}
+
 // The tile's noise in the order of memory, turned from that of N C H W. `made` and `turned` hold kTile + kSlack.
 inline void turned_noise(const Walk& walk, const Tile& t, const Draw& draw, float* made, float* turned) {
   const int64_t channels = t.last_channel - t.first_channel, pixels = t.last_pixel - t.first_pixel;
-  const bool whole_planes = pixels == walk.pixels;  // then the channels' rows follow each other
-  const float* row = nullptr;
+  const int64_t first = t.first_channel * walk.pixels + t.first_pixel;
+  if (pixels == walk.pixels) return turn(fill_normals(draw, first, channels * pixels, made), channels, pixels, turned);
+  // Row after row: the next one overwrites what a row has too much, and gives back what it has before its start.
+  float* rows = made + 4;
   for (int64_t c = 0; c < channels; ++c) {
-    const int64_t first = (t.first_channel + c) * walk.pixels + t.first_pixel;
-    if (!whole_planes) row = fill_normals(draw, first, pixels, made);
-    else row = c ? row + pixels : fill_normals(draw, first, channels * pixels, made);
-    for (int64_t p = 0; p < pixels; ++p) turned[p * channels + c] = row[p];
+    const int64_t at = first + c * walk.pixels, ahead = at % 4;
+    float* row = rows + c * pixels - ahead;
+    float before[4];
+    std::memcpy(before, row, sizeof(before));
+    fill_normals(draw, at, pixels, row);
+    std::memcpy(row, before, ahead * sizeof(float));
   }
+  turn(rows, channels, pixels, turned);
 }
 
 // body(at, n, noise): n elements from offset `at` in the image, and the noise of kLanesOf<S> elements from there.

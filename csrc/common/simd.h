@@ -185,6 +185,39 @@ FASTDIFF_INLINE void store_up_to(T* p, Vec<Compute<T>> v, int64_t count) {
   count == kLanesOf<Compute<T>> ? store(p, v) : store(p, v, count);
 }
 
+// A whole vector to an address aligned to it, past the caches: they would first read what is about to be overwritten.
+template <class T>
+FASTDIFF_INLINE void stream(T* p, Vec<Compute<T>> v) {
+#ifdef __SSE2__
+  const auto put = [&](const auto& bits) FASTDIFF_INLINE_LAMBDA {
+    if constexpr (sizeof(bits) == 8) std::memcpy(p, &bits, sizeof(bits));
+    if constexpr (sizeof(bits) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(p), bits_as<__m128i>(bits));
+#ifdef __AVX__
+    if constexpr (sizeof(bits) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits_as<__m256i>(bits));
+#endif
+#ifdef __AVX512F__
+    if constexpr (sizeof(bits) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits_as<__m512i>(bits));
+#endif
+  };
+  if constexpr (sizeof(T) == 2) put(narrow(v, T{}));
+  else put(v);
+#else
+  store(p, v);
+#endif
+}
+
+// Between streaming and another thread's reading.
+FASTDIFF_INLINE void end_streams() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+FASTDIFF_INLINE void write_up_to(T* p, Vec<Compute<T>> v, int64_t count, bool past_caches) {
+  past_caches && count == kLanesOf<Compute<T>> ? stream(p, v) : store_up_to(p, v, count);
+}
+
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The first `count` lanes of v, the others zero: for sums whose terms do not vanish by themselves past the end.
@@ -231,16 +264,29 @@ FASTDIFF_INLINE V map_lanes(V v, F&& f) {
   return v;
 }
 
-// Pairwise: halves are added until one lane is left.
+// Pairwise: halves are added until one lane is left. In registers: a half that went through memory would wait for the store.
 template <class V>
 FASTDIFF_INLINE Element<V> sum_lanes(V v) {
-  constexpr int kHalf = sizeof(V) / sizeof(v[0]) / 2;
-  if constexpr (kHalf == 1) {
-    return v[0] + v[1];
+  using E = Element<V>;
+  if constexpr (sizeof(V) == 16) {
+    if constexpr (sizeof(E) == 4) return (v[0] + v[2]) + (v[1] + v[3]);
+    else return v[0] + v[1];
   } else {
-    typename VectorOf<Element<V>, kHalf>::type low, high;
-    std::memcpy(&low, &v, sizeof(low));
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    using Half = typename VectorOf<E, sizeof(V) / sizeof(E) / 2>::type;
+    Half low, high;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+      low = bits_as<Half>(_mm512_castsi512_si256(bits_as<__m512i>(v)));
+      high = bits_as<Half>(_mm512_extracti64x4_epi64(bits_as<__m512i>(v), 1));
+      return sum_lanes(low + high);
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) == 32) {
+      low = bits_as<Half>(_mm256_castsi256_si128(bits_as<__m256i>(v)));
+      high = bits_as<Half>(_mm256_extracti128_si256(bits_as<__m256i>(v), 1));
+    }
+#endif
     return sum_lanes(low + high);
   }
 }

@@ -20,6 +20,8 @@ constexpr int64_t kRow = 1024;     // the same where one vector, not four, takes
 constexpr int64_t kPixelsAtMost = 256;
 constexpr int64_t kThreadBytes = 1 << 17;  // of x: stays in a core's own cache between passes, with y
 constexpr int64_t kSharedBytes = 1 << 22;  // stays in the cache that cores share
+constexpr int64_t kPastCaches = 1 << 24;   // bytes of y or dx from which they are written past the caches
+constexpr int64_t kAlignment = 64;
 
 Chunks chunks(int64_t length, int64_t size) { return {length, size, (length + size - 1) / size}; }
 
@@ -52,8 +54,13 @@ GroupNormSiluArgs make_args(const Tensor& x, int64_t groups, const MaybeTensor& 
   return a;
 }
 
-// How the work is cut, once it is known in which format x lies.
-void plan(GroupNormSiluArgs& a) {
+int64_t element_size(const GroupNormSiluArgs& a) { return a.dtype == DType::f64 ? 8 : a.dtype == DType::f32 ? 4 : 2; }
+
+// How the work is cut and what is written, once it is known in which format x lies.
+void plan(GroupNormSiluArgs& a, const void* out) {
+  const int64_t line = (a.channels_last ? a.channels : a.pixels) * element_size(a);
+  a.past_caches = a.images * a.channels * a.pixels * element_size(a) >= kPastCaches && line % kAlignment == 0 &&
+                  reinterpret_cast<uintptr_t>(out) % kAlignment == 0;
   a.channels_last |= a.pixels == 1;  // the same in both formats, and a row of one pixel would fill one lane
   if (a.channels_last) {
     const int64_t pixels = std::clamp<int64_t>(4 * kRun / a.channels, 32, kPixelsAtMost) / 8 * 8;
@@ -85,7 +92,7 @@ template <class Args, size_t kPasses>
 void run(const GroupNormSiluArgs& a, Args args, const Pass<Args> (&passes)[kPasses]) {
   const int64_t units = a.images * (a.channels_last ? 1 : a.groups);
   const int64_t elements = a.channels * a.pixels / (a.channels_last ? 1 : a.groups);
-  const int64_t bytes = elements * (a.dtype == DType::f64 ? 8 : a.dtype == DType::f32 ? 4 : 2);
+  const int64_t bytes = elements * element_size(a);
   const bool whole = bytes <= 4 * kThreadBytes && (units >= 2 * num_threads() || units * elements <= kGrain);
   const int64_t step = std::clamp<int64_t>((whole ? kThreadBytes : kSharedBytes) / bytes, 1, units);
   const auto room = [&](int64_t count) {
@@ -127,7 +134,7 @@ Outputs group_norm_silu_cpu(const Tensor& x, int64_t groups, const MaybeTensor& 
   MaybeTensor copy;
   a.x = dense(x, a.channels_last, copy).data(), a.y = y.mutable_data(), a.eps = eps;
   a.mean = mean.mutable_data(), a.rstd = rstd.mutable_data();
-  plan(a);
+  plan(a, a.y);
   const Tensor moments = empty({a.images, a.runs.count, 3, a.columns}, wide, x);
   const Tensor coefficients = empty({a.images, 3, a.channels}, wide, x);
   a.moments = moments.mutable_data(), a.coefficients = coefficients.mutable_data();
@@ -165,7 +172,7 @@ Gradients group_norm_silu_backward_cpu(const Tensor& grad, const Tensor& x, cons
   const Tensor shares = empty({a.images, 2, a.channels}, wide, x);
   b.shares = shares.mutable_data();
   if (a.images > 0) {
-    plan(a);
+    plan(a, b.dx);
     const Tensor coefficients = empty({a.images, 3, a.channels}, wide, x), terms = empty({a.images, 2, a.channels}, wide, x);
     const Tensor sums = empty({a.images, a.rows.count, 2, a.channels}, wide, x);
     a.coefficients = coefficients.mutable_data(), b.terms = terms.mutable_data(), b.sums = sums.mutable_data();

@@ -24,10 +24,9 @@ void run_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
   using S = Compute<T>;
   using V = Vec<S>;
   constexpr int64_t kLanes = kLanesOf<S>;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t run = i / a.runs.count, chunk = i % a.runs.count, first = chunk * a.runs.size;
-    const int64_t size = least(a.runs.size, a.runs.length - first);
-    const T* x = static_cast<const T*>(a.x) + run * a.runs.length + first;
+  for_indices(begin, end, a.groups, a.runs.count, [&](int64_t n, int64_t g, int64_t chunk) FASTDIFF_INLINE_LAMBDA {
+    const int64_t first = chunk * a.runs.size, size = least(a.runs.size, a.runs.length - first);
+    const T* x = static_cast<const T*>(a.x) + (n * a.groups + g) * a.runs.length + first;
     V shift = splat<V>(load(x, 1)[0]);
     if (size >= kTile * kLanes) {  // a power of two: the mean of equal values is exact
       V start = load(x);
@@ -43,10 +42,10 @@ void run_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
       }
     });
     const S total = sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])), offset = total / static_cast<S>(size);
-    S* moments = moments_of<S>(a, run / a.groups, chunk) + run % a.groups;
+    S* moments = moments_of<S>(a, n, chunk) + g;
     moments[0] = shift[0], moments[a.columns] = offset;
     moments[2 * a.columns] = sum_lanes((square[0] + square[1]) + (square[2] + square[3])) - total * offset;
-  }
+  });
 }
 
 // channels_last: a chunk of one image's pixels, each channel by itself.
@@ -97,43 +96,53 @@ void pixel_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
 // Joins the chunks of groups [first, last) of image n: mean and rstd, and the coefficients of their channels.
 template <class S>
 void finish(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) {
-  const int64_t per_group = a.columns / a.groups, width = (last - first) * per_group;
-  const int64_t channels = a.channels / a.groups;
-  const Scratch<double> values(2 * width);
-  double *sum = values.data(), *center = sum + width;
-  // sum[c] of f(chunk's size, its mean less center[c], its squares)
-  const auto sum_chunks = [&](auto&& f) {
+  const int64_t groups = last - first, columns = a.columns / a.groups, channels = a.channels / a.groups, width = groups * columns;
+  const double share = 1 / static_cast<double>(channels * a.pixels);
+  const Scratch<double> scratch(2 * width + 2 * groups);
+  double* __restrict center = scratch.data();
+  double *__restrict sum = center + width, *__restrict mean = sum + width, *__restrict variance = mean + groups;
+
+  // Sums over the chunks f(size of the chunk, its mean less center, its squared deviations), then their group means.
+  const auto means = [&](double* out, auto&& f) FASTDIFF_INLINE_LAMBDA {
     for (int64_t c = 0; c < width; ++c) sum[c] = 0;
     for (int64_t chunk = 0; chunk < a.runs.count; ++chunk) {
-      const S* shift = moments_of<S>(a, n, chunk) + first * per_group;
+      const S* shift = moments_of<S>(a, n, chunk) + first * columns;
       const S *offset = shift + a.columns, *square = offset + a.columns;
       const double size = static_cast<double>(least(a.runs.size, a.runs.length - chunk * a.runs.size));
       for (int64_t c = 0; c < width; ++c) sum[c] += f(size, shift[c] - center[c] + offset[c], double{square[c]});
     }
+    for_groups(groups, columns, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
+      double total = 0;
+      for (int64_t c = g * size; c < (g + 1) * size; ++c) total += sum[c];
+      out[g] = total * share;
+    });
   };
-  const auto recenter = [&](int64_t g, double value) {
-    for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) center[c] = value;
-  };
-  const auto group_mean = [&](int64_t g) {
-    double total = 0;
-    for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) total += sum[c];
-    return total / static_cast<double>(channels * a.pixels);
+  const auto recenter = [&](auto&& value) FASTDIFF_INLINE_LAMBDA {
+    for_groups(groups, columns, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
+      for (int64_t c = g * size; c < (g + 1) * size; ++c) center[c] = value(g);
+    });
   };
 
-  for (int64_t g = 0; g < last - first; ++g) recenter(g, moments_of<S>(a, n, 0)[(first + g) * per_group]);
-  sum_chunks([](double size, double d, double) { return size * d; });
-  for (int64_t g = 0; g < last - first; ++g) recenter(g, center[g * per_group] + group_mean(g));
-  sum_chunks([](double size, double d, double square) { return square + size * d * d; });
+  const S* start = moments_of<S>(a, n, 0) + first * columns;
+  recenter([&](int64_t g) { return double{start[g * columns]}; });
+  means(mean, [](double size, double d, double) { return size * d; });
+  for (int64_t g = 0; g < groups; ++g) mean[g] += start[g * columns];
+  recenter([&](int64_t g) { return mean[g]; });
+  means(variance, [](double size, double d, double square) { return square + size * d * d; });
+
   const Coefficients<S> k(a, n);
-  for (int64_t g = 0; g < last - first; ++g) {
-    const double mean = center[g * per_group], variance = group_mean(g);
-    const S rounded = static_cast<S>(mean);
-    const S rstd = static_cast<S>(1 / __builtin_sqrt((variance < 0 ? 0 : variance) + a.eps));
-    static_cast<S*>(a.mean)[n * a.groups + first + g] = rounded;
-    static_cast<S*>(a.rstd)[n * a.groups + first + g] = rstd;
-    for (int64_t c = (first + g) * channels; c < (first + g + 1) * channels; ++c)
-      k.mean[c] = rounded, k.factor[c] = rstd, k.offset[c] = static_cast<S>(rounded - mean);
+  S* __restrict means_out = static_cast<S*>(a.mean) + n * a.groups + first;
+  S* __restrict rstds_out = static_cast<S*>(a.rstd) + n * a.groups + first;
+  for (int64_t g = 0; g < groups; ++g) {
+    means_out[g] = static_cast<S>(mean[g]);
+    rstds_out[g] = static_cast<S>(1 / __builtin_sqrt((variance[g] < 0 ? 0 : variance[g]) + a.eps));
   }
+  S *__restrict means_of = k.mean + first * channels, *__restrict factors = k.factor + first * channels;
+  S* __restrict rests = k.offset + first * channels;
+  for_groups(groups, channels, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
+    const S rest = static_cast<S>(means_out[g] - mean[g]);
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) means_of[c] = means_out[g], factors[c] = rstds_out[g], rests[c] = rest;
+  });
   fold_parameters<S>(a, n, first * channels, last * channels);
 }
 
@@ -147,7 +156,7 @@ void apply(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
     T* y = static_cast<T*>(a.y) + at;
     for_vectors<kLanesOf<S>>(size, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
       const Vec<S> z = madd(load_up_to(x + i, lanes) - mean(i, lanes), factor(i, lanes), offset(i, lanes));
-      store_up_to(y + i, activate<kAct>(z), lanes);
+      write_up_to(y + i, activate<kAct>(z), lanes, a.past_caches);
     });
   });
 }
@@ -166,6 +175,7 @@ void group_norm_silu_finish_kernel(const GroupNormSiluArgs& a, int64_t begin, in
 
 void group_norm_silu_apply_kernel(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
   with_types(a.dtype, a.act, [&]<class T, Act kAct>() { apply<T, kAct>(a, begin, end); });
+  if (a.past_caches) end_streams();
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -35,6 +35,28 @@ void fold_parameters(const GroupNormSiluArgs& a, int64_t n, int64_t begin, int64
   });
 }
 
+// f(i / (middle * inner), i / inner % middle, i % inner) for i of [begin, end), divided once for all of them: rows are short.
+template <class F>
+FASTDIFF_INLINE void for_indices(int64_t begin, int64_t end, int64_t middle, int64_t inner, F&& f) {
+  int64_t low = begin % inner, mid = begin / inner % middle, high = begin / inner / middle;
+  for (int64_t i = begin; i < end; ++i) {
+    f(high, mid, low);
+    if (++low < inner) continue;
+    low = 0;
+    if (++mid < middle) continue;
+    mid = 0, ++high;
+  }
+}
+
+// f(g, size) for each group; a size of one is a constant, so that the loop over groups becomes one of vectors.
+template <class F>
+FASTDIFF_INLINE void for_groups(int64_t groups, int64_t size, F&& f) {
+  if (size == 1)
+    for (int64_t g = 0; g < groups; ++g) f(g, std::integral_constant<int64_t, 1>{});
+  else
+    for (int64_t g = 0; g < groups; ++g) f(g, size);
+}
+
 // f(image, first group, last group) for each image's part of groups [begin, end) of images * groups.
 template <class F>
 void for_images(const GroupNormSiluArgs& a, int64_t begin, int64_t end, F&& f) {
@@ -67,15 +89,15 @@ struct AllChannels {
 // line(image, first element, size, OneChannel or AllChannels) for each line of chunks [begin, end) of rows.
 template <class S, class F>
 FASTDIFF_INLINE void for_lines(const GroupNormSiluArgs& a, int64_t begin, int64_t end, F&& line) {
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t row = i / a.rows.count, first = i % a.rows.count * a.rows.size;
-    const int64_t size = least(a.rows.size, a.rows.length - first), at = row * a.rows.length + first;
-    if (a.channels_last) {
-      for (int64_t pixel = at; pixel < at + size; ++pixel) line(row, pixel * a.channels, a.channels, AllChannels<S>{});
-    } else {
-      line(row / a.channels, at, size, OneChannel<S>{row % a.channels});
-    }
-  }
+  const int64_t channels = a.channels_last ? 1 : a.channels;  // that a row is one of
+  for_indices(begin, end, channels, a.rows.count, [&](int64_t n, int64_t c, int64_t chunk) FASTDIFF_INLINE_LAMBDA {
+    const int64_t first = chunk * a.rows.size, at = (n * channels + c) * a.rows.length + first;
+    const int64_t size = least(a.rows.size, a.rows.length - first);
+    if (a.channels_last)
+      for (int64_t pixel = at; pixel < at + size; ++pixel) line(n, pixel * a.channels, a.channels, AllChannels<S>{});
+    else
+      line(n, at, size, OneChannel<S>{c});
+  });
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

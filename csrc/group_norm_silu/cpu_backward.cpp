@@ -39,10 +39,9 @@ template <class T, Act kAct>
 void row_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
   using S = Compute<T>;
   const GroupNormSiluArgs& a = b.forward;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t row = i / a.rows.count, chunk = i % a.rows.count, first = chunk * a.rows.size;
-    const int64_t n = row / a.channels, c = row % a.channels;
-    const auto line = line_at<T, kAct>(b, n, row * a.pixels + first, OneChannel<S>{c});
+  for_indices(begin, end, a.channels, a.rows.count, [&](int64_t n, int64_t c, int64_t chunk) FASTDIFF_INLINE_LAMBDA {
+    const int64_t first = chunk * a.rows.size;
+    const auto line = line_at<T, kAct>(b, n, (n * a.channels + c) * a.pixels + first, OneChannel<S>{c});
     Vec<S> sum_dz_x{}, sum_dz{};
     for_vectors<kLanesOf<S>>(least(a.rows.size, a.pixels - first), [&](int64_t at, int64_t lanes)
                              __attribute__((always_inline)) {
@@ -52,7 +51,7 @@ void row_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
     });
     S* sums = sums_of<S>(b, n, chunk) + c;
     sums[0] = sum_lanes(sum_dz_x), sums[a.channels] = sum_lanes(sum_dz);
-  }
+  });
 }
 
 template <class T, Act kAct>
@@ -80,11 +79,13 @@ template <class S>
 void prepare(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) {
   const int64_t channels = a.channels / a.groups;
   const Coefficients<S> k(a, n);
-  for (int64_t g = first; g < last; ++g)
-    for (int64_t c = g * channels; c < (g + 1) * channels; ++c) {
-      k.mean[c] = static_cast<S*>(a.mean)[n * a.groups + g], k.factor[c] = static_cast<S*>(a.rstd)[n * a.groups + g];
-      k.offset[c] = 0;
-    }
+  const S* mean = static_cast<S*>(a.mean) + n * a.groups + first;
+  const S* rstd = static_cast<S*>(a.rstd) + n * a.groups + first;
+  S *__restrict means = k.mean + first * channels, *__restrict factors = k.factor + first * channels;
+  S* __restrict rests = k.offset + first * channels;
+  for_groups(last - first, channels, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) means[c] = mean[g], factors[c] = rstd[g], rests[c] = 0;
+  });
   fold_parameters<S>(a, n, first * channels, last * channels);
 }
 
@@ -96,30 +97,31 @@ void combine(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t first, int64
   const GroupNormSiluArgs& a = b.forward;
   const int64_t channels = a.channels / a.groups, begin = first * channels, width = (last - first) * channels;
   const Scratch<double> totals(2 * width);
-  double *dz_x = totals.data(), *dz = dz_x + width;
-  for (int64_t c = 0; c < 2 * width; ++c) dz_x[c] = 0;
+  double *__restrict dz_x = totals.data(), *__restrict dz = dz_x + width;
+  std::memset(dz_x, 0, 2 * width * sizeof(double));
   for (int64_t chunk = 0; chunk < a.rows.count; ++chunk) {
     const S* sums = sums_of<S>(b, n, chunk) + begin;
     for (int64_t c = 0; c < width; ++c) dz_x[c] += sums[c], dz[c] += sums[a.channels + c];
   }
 
   const Coefficients<S> k(a, n);
-  S* slope = static_cast<S*>(b.terms) + n * 2 * a.channels + begin;
-  S* level = slope + a.channels;
+  S* __restrict slope = static_cast<S*>(b.terms) + n * 2 * a.channels + begin;
+  S* __restrict level = slope + a.channels;
   const Scratch<S> rounded(3 * width);
-  S *sum_dz_x = rounded.data(), *sum_dz = sum_dz_x + width, *rstd = sum_dz + width;
-  for (int64_t g = first; g < last; ++g) {
-    const S group_rstd = static_cast<S*>(a.rstd)[n * a.groups + g];
-    const int64_t from = (g - first) * channels;
+  S *__restrict sum_dz_x = rounded.data(), *__restrict sum_dz = sum_dz_x + width, *__restrict rstd = sum_dz + width;
+  const S* group_rstd = static_cast<S*>(a.rstd) + n * a.groups + first;
+  const S* factor = k.factor + begin;
+  const double share = -1 / static_cast<double>(channels * a.pixels);
+  for_groups(last - first, channels, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
     double with_x = 0, without = 0;
-    for (int64_t c = from; c < from + channels; ++c)
-      with_x += k.factor[begin + c] * dz_x[c], without += k.factor[begin + c] * dz[c];
-    const double elements = static_cast<double>(channels * a.pixels);
-    for (int64_t c = from; c < from + channels; ++c) {
-      slope[c] = static_cast<S>(-with_x / elements * group_rstd * group_rstd), level[c] = static_cast<S>(-without / elements);
-      sum_dz_x[c] = static_cast<S>(dz_x[c]), sum_dz[c] = static_cast<S>(dz[c]), rstd[c] = group_rstd;
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) with_x += factor[c] * dz_x[c], without += factor[c] * dz[c];
+    const S group_slope = static_cast<S>(with_x * share * group_rstd[g] * group_rstd[g]);
+    const S group_level = static_cast<S>(without * share);
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) {
+      slope[c] = group_slope, level[c] = group_level, rstd[c] = group_rstd[g];
+      sum_dz_x[c] = static_cast<S>(dz_x[c]), sum_dz[c] = static_cast<S>(dz[c]);
     }
-  }
+  });
 
   S* dweight = static_cast<S*>(b.shares) + n * 2 * a.channels + begin;
   S* dbias = dweight + a.channels;
@@ -150,7 +152,7 @@ void write_dx(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
       const Vec<S> dz = kKept ? load_up_to(line.kept + i, lanes) : line.dz(i, lanes, centred);
       // The product is rounded before level is added, as level was: for a group of one element they cancel to the last bit.
       const Vec<S> less_mean = dz * line.factor(i, lanes) + level(i, lanes);
-      store_up_to(dx + i, madd(centred, slope(i, lanes), less_mean), lanes);
+      write_up_to(dx + i, madd(centred, slope(i, lanes), less_mean), lanes, a.past_caches);
     });
   });
 }
@@ -195,8 +197,11 @@ void group_norm_silu_combine_kernel(const GroupNormSiluBackwardArgs& b, int64_t 
 }
 
 void group_norm_silu_dx_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
-  if (b.kept) return with_dtype(b.forward.dtype, [&]<class T>() { write_dx<T, Act::none, true>(b, begin, end); });
-  with_types(b.forward.dtype, b.forward.act, [&]<class T, Act kAct>() { write_dx<T, kAct, false>(b, begin, end); });
+  if (b.kept)
+    with_dtype(b.forward.dtype, [&]<class T>() { write_dx<T, Act::none, true>(b, begin, end); });
+  else
+    with_types(b.forward.dtype, b.forward.act, [&]<class T, Act kAct>() { write_dx<T, kAct, false>(b, begin, end); });
+  if (b.forward.past_caches) end_streams();
 }
 
 void group_norm_silu_parameters_kernel(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {

@@ -22,6 +22,7 @@ struct Chunks {
 struct GroupNormSiluArgs {
   int64_t images, channels, pixels, groups;
   bool channels_last;  // x, grad, y and dx are dense in this format
+  bool past_caches;    // y and dx are too large to stay in a cache: written past it, and aligned for it
   DType dtype;         // of x, grad, y, dx; S below is double for double, else float
   Act act;
   double eps;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -104,6 +105,61 @@ def test_every_instruction_set(level: str, dtype: torch.dtype) -> None:
                     assert error <= bound, f"{level} {op.name} [{sample.name}] output {i}: {error:.3e} is above {bound:.3e}"
     finally:
         library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
+
+
+@compiled_only
+@pytest.mark.parametrize("level", CPU_LEVELS[:3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_written_past_the_caches_is_the_same(
+    level: str, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """The same bits, from 16 MB on; an image alone is smaller."""
+    images = (1 << 24) // (32 * 64 * 64 * dtype.itemsize)
+    x = torch.randn(images, 32, 64, 64).to(dtype).contiguous(memory_format=memory_format)
+    assert x.nbytes == 1 << 24
+    library = ctypes.CDLL(str(ops.native.path))
+    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
+    try:
+        library.fastdiff_cap_cpu(level.encode())
+        for i in (0, images - 1):
+            together, alone = (
+                x.clone(memory_format=torch.preserve_format).requires_grad_(),
+                x[i : i + 1].clone().requires_grad_(),
+            )
+            y, one = group_norm_silu(together, 8), group_norm_silu(alone, 8)
+            assert torch.equal(y[i], one[0])
+            y.backward(x)
+            one.backward(x[i : i + 1])
+            assert torch.equal(together.grad[i], alone.grad[0])
+    finally:
+        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
+
+
+def test_a_training_step_keeps_x_and_little_else() -> None:
+    """At most 60 % of what torch's own operators keep for the backward pass; x is what the convolution before it wrote."""
+
+    def kept(call: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
+        storages: dict[int, int] = {}
+
+        def keep(t: torch.Tensor) -> torch.Tensor:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = call()
+        return sum(storages.values()), y  # y keeps the graph, and so each storage, until all are counted
+
+    x, weight = torch.randn(8, 32, 16, 16, requires_grad=True), torch.randn(32, requires_grad=True)
+    scale, shift = torch.randn(8, 64, requires_grad=True).chunk(2, dim=1)
+
+    def plain() -> torch.Tensor:
+        z = F.group_norm(x, 8, weight, weight)
+        return F.silu(z * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+
+    ours, _ = kept(lambda: group_norm_silu(x, 8, weight, weight, 1e-5, scale, shift))
+    torchs, _ = kept(plain)
+    assert x.nbytes <= ours <= 0.6 * torchs
 
 
 @pytest.mark.parametrize("act", ["none", "silu", "relu", "leaky_relu", "gelu"])

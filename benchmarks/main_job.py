@@ -1,4 +1,4 @@
-"""Times the main job, a training step and sampling, beside the same model on torch's own layers: results/main-job-*.csv.
+"""Times the main job, a training step and sampling, beside the same model on torch's own layers: results/main_job/*.csv.
 
     python benchmarks/main_job.py [digits|mnist] [--rounds N]
 
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import write_results
 from rivals import group_norm_silu
 from torch import nn
 from torch.nn import functional as F
@@ -58,6 +59,7 @@ def main() -> None:
         return work(args.config, *args.worker)
     rows = measure(args.config, args.rounds)
     print(write_csv(args.config, rows))
+    print(write_results())
 
 
 def measure(config: str, rounds: int) -> list[dict]:
@@ -227,7 +229,8 @@ def write_csv(config: str, rows: list[dict]) -> Path:
         "config": config,
     }
     device = re.sub(r"[^a-z0-9]+", "-", e["processor"].lower()).strip("-") or "cpu"
-    path = HERE / "results" / f"main-job-{config}-{device}.csv"
+    path = HERE / "results" / "main_job" / f"{config}-{device}.csv"
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*machine, *rows[0]])
         writer.writeheader()

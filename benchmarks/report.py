@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -35,6 +35,7 @@ def write_results() -> Path:
         text.append(f"| {' | '.join(HEAD)} |\n|---|---|---|{'--:|' * (len(HEAD) - 3)}")
         for (op, sample, dtype), group in groupby(rows, lambda r: (r["op"], r["sample"], r["dtype"])):
             text.append(f"| {op} | {sample} | {dtype} | {' | '.join(_cells(list(group)))} |")
+    text += _main_job()
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())
@@ -55,6 +56,36 @@ def _cells(rows: list[dict[str, str]]) -> list[str]:
     copy = next((r for r in rows if r["variant"] == "copy"), None)
     cells.append("" if copy is None else f"{_bandwidth(own) / _bandwidth(copy):.0%}")
     return [*cells, own["error"], own["bound"]]
+
+
+def _main_job() -> list[str]:
+    """The best setting of each side, from main_job.py."""
+    text = []
+    for path in sorted((HERE / "results" / "main_job").glob("*.csv")):
+        rows = list(csv.DictReader(path.open()))
+        first = rows[0]
+        text.append(f"\n## The main job: {first['config']}, {first['device']}, {first['threads']} threads\n")
+        text.append(
+            "`python benchmarks/main_job.py`: ms of a training step, and of a sampling step with guidance for 64 images, beside the "
+            "same model on torch's own layers, each at its best memory format and precision. x: the best of torch over ours. torch "
+            f"{first['torch']}, kernels {first['kernels']}, {first['date']}, on top of commit {first['commit']}.\n"
+        )
+        text.append("| part | fastdiff eager | compile | torch eager | compile | x eager | x compile | x best |")
+        text.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+        for part, group in groupby(rows, lambda r: r["part"]):
+            best: dict[tuple[str, str], dict[str, str]] = {}
+            for row in sorted(group, key=lambda r: -float(r["median_ms"])):
+                best[row["side"], row["mode"]] = row
+            cells = [f"{best[k]['median_ms']} {_setting(best[k])}" for k in product(("fastdiff", "torch"), ("eager", "compile"))]
+            ms = {k: float(row["median_ms"]) for k, row in best.items()}
+            ratios = [ms["torch", mode] / ms["fastdiff", mode] for mode in ("eager", "compile")]
+            ratios.append(min(v for k, v in ms.items() if k[0] == "torch") / min(v for k, v in ms.items() if k[0] == "fastdiff"))
+            text.append(f"| {part} | {' | '.join(cells + [f'{x:.2f}' for x in ratios])} |")
+    return text
+
+
+def _setting(row: dict[str, str]) -> str:
+    return f"{row['format']} {row['precision']}"
 
 
 def _bandwidth(row: dict[str, str]) -> float:

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "numeric.h"
 
@@ -78,9 +79,19 @@ FASTDIFF_INLINE S block_sum(S v, S* shared) {
 }
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 2147483647;
 
-inline const char* launch_error() {
+inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+
+// Runs a kernel in `blocks` blocks of kThreads threads, none if that is 0. Returns null, or what is wrong.
+template <class... P>
+const char* launch(void (*kernel)(P...), int64_t blocks, void* stream, std::type_identity_t<P>... arguments) {
+  if (blocks > 2147483647) return "the tensor has more elements than one launch covers";
+  if (blocks == 0) return nullptr;
+#ifdef FASTDIFF_SIMULATED  // tests/cuda_sim
+  ::cuda_sim::run(static_cast<unsigned>(blocks), kThreads, 0, [=] { kernel(arguments...); });
+#else
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+#endif
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

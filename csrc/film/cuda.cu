@@ -99,8 +99,6 @@ __global__ void __launch_bounds__(kThreads) film_combine(const FilmBackwardArgs 
   store_element(b.dshift, a.scale.dtype, i, sum_dz);
 }
 
-int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
-
 }  // namespace
 }  // namespace cuda
 
@@ -113,27 +111,20 @@ const char* film_cuda_launch(const FilmArgs& a, void* stream) {
     const bool packed = (a.channels_last ? a.channels : a.pixels) % kPack<T> == 0 &&
                         (reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.y)) % 16 == 0;
     const int64_t packs = packed ? elements / kPack<T> : elements;
-    if (blocks_for(packs) > kMaxBlocks) {
-      error = "film: x has more elements than one launch covers";
-      return;
-    }
-    const auto kernel = packed ? film_kernel<T, kAct, kPack<T>> : film_kernel<T, kAct, 1>;
-    kernel<<<static_cast<unsigned>(blocks_for(packs)), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a, packs);
+    error = launch(packed ? film_kernel<T, kAct, kPack<T>> : film_kernel<T, kAct, 1>, blocks_for(packs), stream, a, packs);
   });
-  return error ? error : launch_error();
+  return error;
 }
 
 const char* film_backward_cuda_launch(const FilmBackwardArgs& b, void* stream) {
   const FilmArgs& a = b.forward;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const int64_t blocks = a.images * (a.channels_last ? b.chunks : a.channels);
-  if (blocks > kMaxBlocks) return "film_backward: x has more rows than one launch covers";
+  const char* error = nullptr;
   with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
-    const auto kernel = a.channels_last ? film_backward_chunks<T, kAct> : film_backward_rows<T, kAct>;
-    if (blocks) kernel<<<static_cast<unsigned>(blocks), kThreads, 0, on>>>(b);
-    film_combine<Compute<T>><<<static_cast<unsigned>(blocks_for(a.images * a.channels)), kThreads, 0, on>>>(b);
+    error = a.channels_last ? launch(film_backward_chunks<T, kAct>, a.images * b.chunks, stream, b)
+                            : launch(film_backward_rows<T, kAct>, a.images * a.channels, stream, b);
+    if (!error) error = launch(film_combine<Compute<T>>, blocks_for(a.images * a.channels), stream, b);
   });
-  return launch_error();
+  return error;
 }
 
 }  // namespace fastdiff

@@ -29,11 +29,9 @@ __global__ void __launch_bounds__(kThreads) philox_normal_kernel(const PhiloxArg
 
 const char* philox_normal_cuda_launch(const PhiloxArgs& a, void* stream) {
   using namespace cuda;
-  const int64_t counters = (a.walk.pixels + 3) / 4, blocks = (a.walk.images * counters + kThreads - 1) / kThreads;
-  if (blocks > kMaxBlocks) return "philox_normal: shape has more elements than one launch covers";
+  const int64_t counters = (a.walk.pixels + 3) / 4;
   const bool packed = a.walk.pixels % 4 == 0 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
-  philox_normal_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a, counters, packed);
-  return launch_error();
+  return launch(philox_normal_kernel, blocks_for(a.walk.images * counters), stream, a, counters, packed);
 }
 
 }  // namespace fastdiff

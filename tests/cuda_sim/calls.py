@@ -1,0 +1,90 @@
+"""Loads simulated CUDA kernels and makes the registry's calls to them, in a process of its own where a sanitizer watches.
+
+    python tests/cuda_sim/calls.py LIBRARY [--ops film,...] [--dtypes float32,...] [--samples REGEX]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff import ops
+from fastdiff.ops import Op, Sample
+from fastdiff.ops._oracle import errors_and_bounds
+
+NAMESPACE = "fastdiff_sim"
+_keep: list[Any] = []  # libraries and schemas live as long as the process
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """An op whose call runs its CUDA kernel in the simulator, on CPU tensors."""
+
+    op: Op
+    call: Callable[..., Any]
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return self.op.reference
+
+    @property
+    def floor(self) -> float:
+        return self.op.floor
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+
+def load(library: Path) -> dict[str, Simulated]:
+    """The simulated ops of a library that `build.build` made. Once per process."""
+    compiled = ctypes.CDLL(str(library))
+    compiled.cuda_sim_ops.restype = ctypes.c_char_p
+    names = compiled.cuda_sim_ops().decode().split()
+    schemas = torch.library.Library(NAMESPACE, "DEF")
+    _keep.extend((compiled, schemas))
+    for name in names:
+        schemas.define(str(ops.REGISTRY[name].overload._schema).removeprefix("fastdiff::"))
+    assert compiled.cuda_sim_register() == 0
+    return {name: Simulated(ops.REGISTRY[name], getattr(getattr(torch.ops, NAMESPACE), name)) for name in names}
+
+
+def cuda_samples(op: Op, dtype: torch.dtype) -> Iterator[Sample]:
+    return (s for s in op.samples(dtype, "cpu") if not s.large)
+
+
+def wrong(op: Simulated, sample: Sample) -> list[str]:
+    """What a call gives that it must not: nothing where all is well. RuntimeError is the simulator's word."""
+    checked = errors_and_bounds(op, sample.args)  # type: ignore[arg-type]  all that it needs of an op
+    return [f"output {i}: {error:.3e} is above {bound:.3e}" for i, (error, bound) in enumerate(checked) if not error <= bound]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--ops")
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
+    parser.add_argument("--samples", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    simulated = load(args.library)
+    count = 0
+    for name in args.ops.split(",") if args.ops else simulated:
+        for dtype in (getattr(torch, d) for d in args.dtypes.split(",")):
+            for sample in cuda_samples(ops.REGISTRY[name], dtype):
+                if not re.search(args.samples, sample.name):
+                    continue
+                faults = wrong(simulated[name], sample)
+                assert not faults, f"{name} [{sample.name}] {dtype}: {faults}"
+                count += 1
+    print(f"{count} calls are right")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+// CUDA threads as fibers on one CPU thread: what cuda_runtime.h beside this file is made of. See ../README.md.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace cuda_sim {
+
+struct Index {
+  unsigned x, y, z;
+};
+extern Index thread_index, block_index, block_size, grid_size;
+
+// Runs `kernel` in blocks * threads CUDA threads. What goes wrong is last_error() afterwards, as with a real launch.
+void run(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes, std::function<void()> kernel);
+const char* last_error();  // null where the launches since the last call went well
+
+// From here on: for CUDA threads.
+void sync_block();
+void sync_warp(unsigned mask);
+uint64_t shuffle(unsigned mask, uint64_t value, int source_lane);
+int lane();
+void* dynamic_shared();
+
+}  // namespace cuda_sim

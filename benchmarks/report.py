@@ -76,10 +76,14 @@ def _main_job() -> list[str]:
             best: dict[tuple[str, str], dict[str, str]] = {}
             for row in sorted(group, key=lambda r: -float(r["median_ms"])):
                 best[row["side"], row["mode"]] = row
-            cells = [f"{best[k]['median_ms']} {_setting(best[k])}" for k in product(("fastdiff", "torch"), ("eager", "compile"))]
+            cells = [
+                f"{best[k]['median_ms']} {_setting(best[k])}" for k in product(("fastdiff", "torch"), ("eager", "compile"))
+            ]
             ms = {k: float(row["median_ms"]) for k, row in best.items()}
             ratios = [ms["torch", mode] / ms["fastdiff", mode] for mode in ("eager", "compile")]
-            ratios.append(min(v for k, v in ms.items() if k[0] == "torch") / min(v for k, v in ms.items() if k[0] == "fastdiff"))
+            ratios.append(
+                min(v for k, v in ms.items() if k[0] == "torch") / min(v for k, v in ms.items() if k[0] == "fastdiff")
+            )
             text.append(f"| {part} | {' | '.join(cells + [f'{x:.2f}' for x in ratios])} |")
     return text
 

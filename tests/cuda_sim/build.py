@@ -35,7 +35,9 @@ def build(variant: str, csrc: Path = ROOT / "csrc") -> Path:
     sources = sorted(p for p in [*csrc.rglob("*"), *HERE.rglob("*")] if p.suffix in (".h", ".cpp", ".cu", ".py"))
     digest = hashlib.sha256("".join([variant, *FLAGS[variant]]).encode())
     for source in sources:
-        digest.update(source.relative_to(csrc if source.is_relative_to(csrc) else HERE).as_posix().encode() + source.read_bytes())
+        digest.update(
+            source.relative_to(csrc if source.is_relative_to(csrc) else HERE).as_posix().encode() + source.read_bytes()
+        )
     folder = Path(tempfile.gettempdir()) / f"fastdiff-cuda-sim-{os.getuid()}" / digest.hexdigest()[:16]
     library = folder / "libcuda_sim.so"
     if library.is_file():

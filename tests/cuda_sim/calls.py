@@ -1,6 +1,6 @@
 """Loads simulated CUDA kernels and makes the registry's calls to them, in a process of its own where a sanitizer watches.
 
-    python tests/cuda_sim/calls.py LIBRARY [--ops film,...] [--dtypes float32,...] [--samples REGEX]
+python tests/cuda_sim/calls.py LIBRARY [--ops film,...] [--dtypes float32,...] [--samples REGEX]
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from cuda_sim.calls import Simulated, cuda_samples, load, wrong
 from fastdiff import ops
 
 pytestmark = [
-    pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="fibers are written for x86-64 Linux"),
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or platform.system() != "Linux", reason="fibers are written for x86-64 Linux"
+    ),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
 NATIVE = [name for name, op in ops.REGISTRY.items() if "CUDA" in op.native]

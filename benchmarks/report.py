@@ -66,8 +66,8 @@ def _main_job() -> list[str]:
         first = rows[0]
         text.append(f"\n## The main job: {first['config']}, {first['device']}, {first['threads']} threads\n")
         text.append(
-            "`python benchmarks/main_job.py`: ms of a training step, and of a sampling step with guidance for 64 images, beside "
-            "the same model on torch's own layers, each at its best memory format and precision. x: the best of torch over ours. "
+            "`python benchmarks/main_job.py`: ms of a training step, and of a sampling step with guidance for 64 images, "
+            "beside the same model on torch's own layers, each at its best memory format and precision. x: torch over ours. "
             f"torch {first['torch']}, kernels {first['kernels']}, {first['date']}, on top of commit {first['commit']}.\n"
         )
         text.append("| part | fastdiff eager | compile | torch eager | compile | x eager | x compile | x best |")

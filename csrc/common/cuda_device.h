@@ -35,8 +35,13 @@ template <class T> FASTDIFF_INLINE T narrow(Compute<T> v) {
 
 FASTDIFF_INLINE float madd(float a, float b, float c) { return fmaf(a, b, c); }
 FASTDIFF_INLINE double madd(double a, double b, double c) { return fma(a, b, c); }
+// Never part of a fused multiply-add.
+FASTDIFF_INLINE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+FASTDIFF_INLINE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 FASTDIFF_INLINE float exponential2(float t) { return exp2f(t); }
 FASTDIFF_INLINE double exponential2(double t) { return exp2(t); }
+FASTDIFF_INLINE float square_root(float v) { return __fsqrt_rn(v); }
+FASTDIFF_INLINE double square_root(double v) { return sqrt(v); }
 FASTDIFF_INLINE float error_function(float x) { return erff(x); }
 FASTDIFF_INLINE double error_function(double x) { return erf(x); }
 
@@ -45,7 +50,7 @@ template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T v[kCount];
 };
-template <class T> constexpr int kPack = 16 / sizeof(T);
+template <class T> constexpr int kPack = sizeof(T) == 8 ? 1 : 16 / sizeof(T);  // doubles are there to be right, not fast
 
 FASTDIFF_INLINE double element(const Matrix& m, int64_t n, int64_t c) {
   const int64_t i = n * m.stride_n + c * m.stride_c;
@@ -82,18 +87,31 @@ constexpr int kThreads = 256;
 
 inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 
+// Shared memory whose size the launch says, aligned to 16 bytes.
+constexpr int64_t kSharedBytes = 48 << 10;  // that a launch may ask for
+#ifdef FASTDIFF_SIMULATED  // tests/cuda_sim
+#define FASTDIFF_DYNAMIC_SHARED(name) auto* name = static_cast<unsigned char*>(::cuda_sim::dynamic_shared())
+#else
+#define FASTDIFF_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
 // Runs a kernel in `blocks` blocks of kThreads threads, none if that is 0. Returns null, or what is wrong.
 template <class... P>
-const char* launch(void (*kernel)(P...), int64_t blocks, void* stream, std::type_identity_t<P>... arguments) {
+const char* launch_with_shared(void (*kernel)(P...), int64_t blocks, int64_t shared_bytes, void* stream,
+                               std::type_identity_t<P>... arguments) {
   if (blocks > 2147483647) return "the tensor has more elements than one launch covers";
   if (blocks == 0) return nullptr;
-#ifdef FASTDIFF_SIMULATED  // tests/cuda_sim
-  ::cuda_sim::run(static_cast<unsigned>(blocks), kThreads, 0, [=] { kernel(arguments...); });
+#ifdef FASTDIFF_SIMULATED
+  ::cuda_sim::run(static_cast<unsigned>(blocks), kThreads, shared_bytes, [=] { kernel(arguments...); });
 #else
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
 #endif
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+template <class... P>
+const char* launch(void (*kernel)(P...), int64_t blocks, void* stream, std::type_identity_t<P>... arguments) {
+  return launch_with_shared(kernel, blocks, 0, stream, arguments...);
 }
 
 }  // namespace fastdiff::cuda

@@ -6,7 +6,6 @@ namespace fastdiff::cuda {
 
 FASTDIFF_INLINE float add(float a, float b) { return __fadd_rn(a, b); }
 FASTDIFF_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }
-FASTDIFF_INLINE float square_root(float v) { return __fsqrt_rn(v); }
 template <class F> FASTDIFF_INLINE F to_float(uint32_t v) { return __uint2float_rn(v); }
 template <class F> FASTDIFF_INLINE F to_float(int32_t v) { return __int2float_rn(v); }
 template <class To> FASTDIFF_INLINE To bits_as(float v) { return static_cast<To>(__float_as_int(v)); }

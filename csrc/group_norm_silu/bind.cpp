@@ -57,7 +57,7 @@ GroupNormSiluArgs make_args(const Tensor& x, int64_t groups, const MaybeTensor& 
 int64_t element_size(const GroupNormSiluArgs& a) { return a.dtype == DType::f64 ? 8 : a.dtype == DType::f32 ? 4 : 2; }
 
 // How the work is cut and what is written, once it is known in which format x lies.
-void plan(GroupNormSiluArgs& a, const void* out) {
+void plan_cpu(GroupNormSiluArgs& a, const void* out) {
   const int64_t line = (a.channels_last ? a.channels : a.pixels) * element_size(a);
   a.past_caches = a.images * a.channels * a.pixels * element_size(a) >= kPastCaches && line % kAlignment == 0 &&
                   reinterpret_cast<uintptr_t>(out) % kAlignment == 0;
@@ -124,8 +124,11 @@ int64_t rows_per_unit(const GroupNormSiluArgs& a) {
   return a.rows.count * (a.channels_last ? 1 : a.channels / a.groups);
 }
 
-Outputs group_norm_silu_cpu(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                            const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+// plan cuts the work into chunks, launch runs the passes.
+template <class Plan, class Launch>
+Outputs group_norm_silu(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                        const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act, Plan&& plan,
+                        Launch&& launch) {
   GroupNormSiluArgs a = make_args(x, groups, weight, bias, scale, shift, act);
   const DType wide = compute_dtype(a);
   Outputs out{empty_like(x, a.channels_last), empty({a.images, groups}, wide, x), empty({a.images, groups}, wide, x)};
@@ -138,16 +141,14 @@ Outputs group_norm_silu_cpu(const Tensor& x, int64_t groups, const MaybeTensor& 
   const Tensor moments = empty({a.images, a.runs.count, 3, a.columns}, wide, x);
   const Tensor coefficients = empty({a.images, 3, a.channels}, wide, x);
   a.moments = moments.mutable_data(), a.coefficients = coefficients.mutable_data();
-  const Pass<GroupNormSiluArgs> passes[] = {{FASTDIFF_CPU(group_norm_silu_moments_kernel), a.runs.count},
-                                            {FASTDIFF_CPU(group_norm_silu_finish_kernel), groups_per_unit(a)},
-                                            {FASTDIFF_CPU(group_norm_silu_apply_kernel), rows_per_unit(a)}};
-  run(a, a, passes);
+  launch(a);
   return out;
 }
 
-Gradients group_norm_silu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                                       int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
-                                       const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+template <class Plan, class Launch>
+Gradients group_norm_silu_backward(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd, int64_t groups,
+                                   const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
+                                   const MaybeTensor& shift, const std::string& act, Plan&& plan, Launch&& launch) {
   GroupNormSiluBackwardArgs b{};
   GroupNormSiluArgs& a = b.forward;
   a = make_args(x, groups, weight, bias, scale, shift, act);
@@ -171,26 +172,84 @@ Gradients group_norm_silu_backward_cpu(const Tensor& grad, const Tensor& x, cons
   a.rstd = const_cast<void*>(dense(rstd, false, rstd_copy).data());
   const Tensor shares = empty({a.images, 2, a.channels}, wide, x);
   b.shares = shares.mutable_data();
-  if (a.images > 0) {
-    plan(a, b.dx);
-    const Tensor coefficients = empty({a.images, 3, a.channels}, wide, x), terms = empty({a.images, 2, a.channels}, wide, x);
-    const Tensor sums = empty({a.images, a.rows.count, 2, a.channels}, wide, x);
-    a.coefficients = coefficients.mutable_data(), b.terms = terms.mutable_data(), b.sums = sums.mutable_data();
-    const Pass<GroupNormSiluBackwardArgs> passes[] = {
-        {FASTDIFF_CPU(group_norm_silu_prepare_kernel), groups_per_unit(a)},
-        {FASTDIFF_CPU(group_norm_silu_sums_kernel), rows_per_unit(a)},
-        {FASTDIFF_CPU(group_norm_silu_combine_kernel), groups_per_unit(a)},
-        {FASTDIFF_CPU(group_norm_silu_dx_kernel), rows_per_unit(a)},
-    };
-    run(a, b, passes);
-  }
-  parallel_for(0, a.channels, kGrain / (a.images + 1),
-               [&](int64_t begin, int64_t end) { FASTDIFF_CPU(group_norm_silu_parameters_kernel)(b, begin, end); });
+  if (a.images > 0) plan(a, b.dx);
+  const int64_t rows = a.images > 0 ? a.rows.count : 0;
+  const Tensor coefficients = empty({a.images, 3, a.channels}, wide, x), terms = empty({a.images, 2, a.channels}, wide, x);
+  const Tensor sums = empty({a.images, rows, 2, a.channels}, wide, x);
+  a.coefficients = coefficients.mutable_data(), b.terms = terms.mutable_data(), b.sums = sums.mutable_data();
+  launch(b);
   return out;
+}
+
+Outputs group_norm_silu_cpu(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                            const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, plan_cpu, [](const GroupNormSiluArgs& a) {
+    const Pass<GroupNormSiluArgs> passes[] = {{FASTDIFF_CPU(group_norm_silu_moments_kernel), a.runs.count},
+                                              {FASTDIFF_CPU(group_norm_silu_finish_kernel), groups_per_unit(a)},
+                                              {FASTDIFF_CPU(group_norm_silu_apply_kernel), rows_per_unit(a)}};
+    run(a, a, passes);
+  });
+}
+
+Gradients group_norm_silu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                       int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
+                                       const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+  const auto launch = [](const GroupNormSiluBackwardArgs& b) {
+    const GroupNormSiluArgs& a = b.forward;
+    if (a.images > 0) {
+      const Pass<GroupNormSiluBackwardArgs> passes[] = {
+          {FASTDIFF_CPU(group_norm_silu_prepare_kernel), groups_per_unit(a)},
+          {FASTDIFF_CPU(group_norm_silu_sums_kernel), rows_per_unit(a)},
+          {FASTDIFF_CPU(group_norm_silu_combine_kernel), groups_per_unit(a)},
+          {FASTDIFF_CPU(group_norm_silu_dx_kernel), rows_per_unit(a)},
+      };
+      run(a, b, passes);
+    }
+    parallel_for(0, a.channels, kGrain / (a.images + 1),
+                 [&](int64_t begin, int64_t end) { FASTDIFF_CPU(group_norm_silu_parameters_kernel)(b, begin, end); });
+  };
+  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, plan_cpu, launch);
 }
 
 FASTDIFF_KERNEL(group_norm_silu, CPU, group_norm_silu_cpu);
 FASTDIFF_KERNEL(group_norm_silu_backward, CPU, group_norm_silu_backward_cpu);
+
+#ifdef FASTDIFF_CUDA
+constexpr int64_t kCudaRun = 4096;  // elements of a chunk that a block sums over: enough for its threads to have loads in flight
+constexpr int64_t kCudaRow = 1024;  // the same for a warp
+
+// Chunks of fixed size, so that sums depend on the shape alone, and so many that one image fills the GPU.
+void plan_cuda(GroupNormSiluArgs& a, const void*) {
+  a.channels_last |= a.pixels == 1;
+  if (a.channels_last) {
+    a.runs = a.rows = chunks(a.pixels, std::clamp<int64_t>(4 * kCudaRun / a.channels, 32, kPixelsAtMost));
+    a.columns = a.channels;
+  } else {
+    a.runs = chunks(a.channels / a.groups * a.pixels, kCudaRun);
+    a.rows = chunks(a.pixels, kCudaRow);
+    a.columns = a.groups;
+  }
+}
+
+Outputs group_norm_silu_cuda(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
+                             const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+  const CudaDeviceGuard guard(x.device_index());
+  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, plan_cuda, [&](const GroupNormSiluArgs& a) {
+    cuda_ok(group_norm_silu_cuda_launch(a, guard.stream()));
+  });
+}
+
+Gradients group_norm_silu_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                        int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
+                                        const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
+  const CudaDeviceGuard guard(x.device_index());
+  const auto launch = [&](const GroupNormSiluBackwardArgs& b) { cuda_ok(group_norm_silu_backward_cuda_launch(b, guard.stream())); };
+  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, plan_cuda, launch);
+}
+
+FASTDIFF_KERNEL(group_norm_silu, CUDA, group_norm_silu_cuda);
+FASTDIFF_KERNEL(group_norm_silu_backward, CUDA, group_norm_silu_backward_cuda);
+#endif
 
 }  // namespace
 }  // namespace fastdiff

@@ -67,4 +67,8 @@ FASTDIFF_DECLARE_PASS(group_norm_silu_combine_kernel, GroupNormSiluBackwardArgs)
 FASTDIFF_DECLARE_PASS(group_norm_silu_dx_kernel, GroupNormSiluBackwardArgs)
 FASTDIFF_DECLARE_PASS(group_norm_silu_parameters_kernel, GroupNormSiluBackwardArgs)
 
+// On CUDA, all passes in order. Return null, or what is wrong.
+const char* group_norm_silu_cuda_launch(const GroupNormSiluArgs& a, void* stream);
+const char* group_norm_silu_backward_cuda_launch(const GroupNormSiluBackwardArgs& b, void* stream);
+
 }  // namespace fastdiff

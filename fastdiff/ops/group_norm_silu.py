@@ -24,7 +24,7 @@ from ._layout import compute_dtype, laid_out_like, per_channel, spatial_sum
 
 Maybe = torch.Tensor | None
 
-NATIVE = {"CPU": NATIVE_FLOATS["CPU"]}
+NATIVE = NATIVE_FLOATS
 
 
 def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:

@@ -54,6 +54,7 @@ T __shfl_down_sync(unsigned mask, T value, int lanes) {
 // Compile with -ffp-contract=off: each of these is rounded on its own.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __uint2float_rn(unsigned a) { return static_cast<float>(a); }
 inline float __int2float_rn(int a) { return static_cast<float>(a); }
@@ -68,5 +69,3 @@ inline float __int_as_float(int a) {
   std::memcpy(&out, &a, 4);
   return out;
 }
-inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
-inline double rsqrt(double a) { return 1 / std::sqrt(a); }

@@ -1,0 +1,245 @@
+// GroupNorm + FiLM + activation on CUDA, forward.
+//
+// A group that fits in shared memory is read once: a warp or a block has it to itself. Else three kernels, which fill the GPU at
+// batch 1 too: moments of chunks of fixed size, their combination in a fixed order, one pass that writes y.
+#include "cuda.h"
+
+namespace fastdiff {
+namespace cuda {
+namespace {
+
+constexpr int kFirst = 8;  // values whose mean is what the others are taken from
+
+// ---- one pass ----
+
+// Bytes of shared memory that a group takes: its elements, and two coefficients for each channel.
+template <class T>
+__host__ __device__ inline int64_t kept_bytes(const GroupNormSiluArgs& a) {
+  return (a.runs.length * sizeof(T) + 15) / 16 * 16 + (a.channels / a.groups * 2 * sizeof(Compute<T>) + 15) / 16 * 16;
+}
+
+// kTeam threads, a warp or the block, have one group of NCHW to themselves.
+template <class T, Act kAct, int kCount, int kTeam>
+__global__ void __launch_bounds__(kThreads) one_pass(const GroupNormSiluArgs a) {
+  using S = Compute<T>;
+  __shared__ S shared[kThreads / 32];
+  FASTDIFF_DYNAMIC_SHARED(memory);
+  const int team = threadIdx.x / kTeam, thread = threadIdx.x % kTeam;
+  const int64_t run = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + team;
+  if (run >= a.images * a.groups) return;  // a whole warp, which has no barrier but its own
+  const int64_t n = run / a.groups, g = run % a.groups, channels = a.channels / a.groups;
+  const int length = static_cast<int>(a.runs.length), pixels = static_cast<int>(a.pixels);
+  const S share = S{1} / static_cast<S>(length);
+  unsigned char* own = memory + team * kept_bytes<T>(a);
+  auto* kept = reinterpret_cast<Pack<T, kCount>*>(own);
+  S* factor = reinterpret_cast<S*>(own + (length * sizeof(T) + 15) / 16 * 16);
+  S* offset = factor + channels;
+
+  const auto sum = [&](S v) { return kTeam == 32 ? warp_sum(v) : block_sum<kThreads>(v, shared); };
+  const auto* x = reinterpret_cast<const Pack<T, kCount>*>(static_cast<const T*>(a.x) + run * a.runs.length);
+  const S shift = widen(*reinterpret_cast<const T*>(x));
+  S total{};
+  for (int i = thread; i < length / kCount; i += kTeam) {
+    const Pack<T, kCount> v = x[i];
+    kept[i] = v;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) total += widen(v.v[k]) - shift;
+  }
+  const S rough = shift + sum(total) * share;
+  // About the rough mean the squares cannot cancel, and the sum of what is left mends it.
+  S rest{}, square{};
+  for (int i = thread; i < length / kCount; i += kTeam) {
+    const Pack<T, kCount> v = kept[i];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const S d = widen(v.v[k]) - rough;
+      rest += d, square += d * d;
+    }
+  }
+  rest = sum(rest) * share, square = sum(square) * share - rest * rest;
+  const S mean = rough + rest, rstd = 1 / square_root((square < 0 ? 0 : square) + static_cast<S>(a.eps));
+  for (int64_t c = thread; c < channels; c += kTeam) {
+    const Folded<S> f = fold(a, n, g * channels + c, rstd, (mean - rough) - rest);
+    factor[c] = f.factor, offset[c] = f.offset;
+  }
+  if (thread == 0) static_cast<S*>(a.mean)[run] = mean, static_cast<S*>(a.rstd)[run] = rstd;
+  if (kTeam == 32) __syncwarp();
+  else __syncthreads();
+
+  auto* y = reinterpret_cast<Pack<T, kCount>*>(static_cast<T*>(a.y) + run * a.runs.length);
+  for (int i = thread; i < length / kCount; i += kTeam) {
+    Pack<T, kCount> v = kept[i];
+    const int c = i * kCount / pixels;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) v.v[k] = narrow<T>(activate<kAct>(madd(widen(v.v[k]) - mean, factor[c], offset[c])));
+    y[i] = v;
+  }
+}
+
+// ---- two passes ----
+
+template <class S>
+FASTDIFF_INLINE S* moments_of(const GroupNormSiluArgs& a, int64_t n, int64_t chunk) {
+  return static_cast<S*>(a.moments) + (n * a.runs.count + chunk) * 3 * a.columns;
+}
+
+// Sums about `shift` over `size` elements as the chunk's moments: shift, mean - shift, squared deviations from the mean.
+template <class S>
+FASTDIFF_INLINE void write_moments(S* at, int64_t columns, S shift, S sum, S square, int64_t size) {
+  const S offset = sum / static_cast<S>(size);
+  at[0] = shift, at[columns] = offset, at[2 * columns] = square - sum * offset;
+}
+
+// NCHW: a block has a chunk of one group's elements.
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads) run_moments(const GroupNormSiluArgs a) {
+  using S = Compute<T>;
+  __shared__ S shared[kThreads / 32];
+  const int64_t run = blockIdx.x / a.runs.count, chunk = blockIdx.x % a.runs.count, first = chunk * a.runs.size;
+  const int64_t size = a.runs.size < a.runs.length - first ? a.runs.size : a.runs.length - first;
+  const T* x = static_cast<const T*>(a.x) + run * a.runs.length + first;
+  S shift{};
+  const int few = size < kFirst ? 1 : kFirst;  // a power of two: the mean of equal values is exact
+  for (int i = 0; i < few; ++i) shift += widen(x[i]);
+  shift /= static_cast<S>(few);
+  S sum{}, square{};
+  const auto* packs = reinterpret_cast<const Pack<T, kCount>*>(x);
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < size / kCount; i += kThreads) {
+    const Pack<T, kCount> v = packs[i];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const S d = widen(v.v[k]) - shift;
+      sum += d, square += d * d;
+    }
+  }
+  sum = block_sum<kThreads>(sum, shared), square = block_sum<kThreads>(square, shared);
+  if (threadIdx.x == 0)
+    write_moments(moments_of<S>(a, run / a.groups, chunk) + run % a.groups, a.columns, shift, sum, square, size);
+}
+
+// channels_last: a block has a chunk of one image's pixels and kAcross packs of channels, each channel by itself.
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads) pixel_moments(const GroupNormSiluArgs a) {
+  using S = Compute<T>;
+  __shared__ S shared[kDown][kAcross * kCount];
+  const PixelTile<kCount> tile(a, a.runs);
+  S shift[kCount] = {}, sum[kCount] = {}, square[kCount] = {};
+  if (tile.inside) {
+    const T* x = static_cast<const T*>(a.x) + (tile.n * a.pixels + tile.first_pixel) * a.channels + tile.channel;
+    const auto at = [&](int64_t pixel) { return *reinterpret_cast<const Pack<T, kCount>*>(x + pixel * a.channels); };
+    const int few = tile.pixels < kFirst ? 1 : kFirst;
+    for (int p = 0; p < few; ++p) {
+      const Pack<T, kCount> v = at(p);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) shift[k] += widen(v.v[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) shift[k] /= static_cast<S>(few);
+#pragma unroll 4
+    for (int64_t p = threadIdx.x / kAcross; p < tile.pixels; p += kDown) {
+      const Pack<T, kCount> v = at(p);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        const S d = widen(v.v[k]) - shift[k];
+        sum[k] += d, square[k] += d * d;
+      }
+    }
+  }
+  add_rows<kCount>(sum, shared), add_rows<kCount>(square, shared);
+  if (!tile.inside || threadIdx.x >= kAcross) return;
+  S* moments = moments_of<S>(a, tile.n, tile.chunk % a.runs.count) + tile.channel;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) write_moments(moments + k, a.columns, shift[k], sum[k], square[k], tile.pixels);
+}
+
+// A warp joins the chunks of one group, in double about the group's mean, and writes its channels' coefficients.
+template <class S>
+__global__ void __launch_bounds__(kThreads) finish(const GroupNormSiluArgs a) {
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32, lane = threadIdx.x % 32;
+  if (i >= a.images * a.groups) return;
+  const int64_t n = i / a.groups, g = i % a.groups, columns = a.columns / a.groups, channels = a.channels / a.groups;
+  const double start = moments_of<S>(a, n, 0)[g * columns];
+  // The mean over the group of f(size of a chunk, its mean less center, its squared deviations).
+  const auto over_chunks = [&](double center, auto&& f) {
+    double total = 0;
+    for (int64_t k = lane; k < a.runs.count * columns; k += 32) {
+      const int64_t chunk = k / columns, rest = a.runs.length - chunk * a.runs.size;
+      const S* m = moments_of<S>(a, n, chunk) + g * columns + k % columns;
+      total += f(static_cast<double>(a.runs.size < rest ? a.runs.size : rest), m[0] - center + m[a.columns], m[2 * a.columns]);
+    }
+    return warp_sum(total) / static_cast<double>(channels * a.pixels);
+  };
+  const double mean = start + over_chunks(start, [](double size, double d, double) { return size * d; });
+  const double variance = over_chunks(mean, [](double size, double d, double square) { return square + size * d * d; });
+  const S rounded = static_cast<S>(mean), rstd = static_cast<S>(1 / square_root((variance < 0 ? 0 : variance) + a.eps));
+  if (lane == 0) static_cast<S*>(a.mean)[i] = rounded, static_cast<S*>(a.rstd)[i] = rstd;
+  const Coefficients<S> coefficients(a, n);
+  for (int64_t c = g * channels + lane; c < (g + 1) * channels; c += 32) {
+    const Folded<S> f = fold(a, n, c, rstd, static_cast<S>(rounded - mean));
+    coefficients.mean[c] = rounded, coefficients.factor[c] = f.factor, coefficients.offset[c] = f.offset;
+  }
+}
+
+template <class T, Act kAct, class I, int kCount>
+__global__ void __launch_bounds__(kThreads) apply(const GroupNormSiluArgs a) {
+  using S = Compute<T>;
+  for_packs<I, kCount>(a, [&](int64_t first, Place place) {
+    Pack<T, kCount> v = *reinterpret_cast<const Pack<T, kCount>*>(static_cast<const T*>(a.x) + first);
+    const Coefficients<S> m(a, place.n);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int64_t c = place.c + (a.channels_last ? k : 0);
+      v.v[k] = narrow<T>(activate<kAct>(madd(widen(v.v[k]) - m.mean[c], m.factor[c], m.offset[c])));
+    }
+    *reinterpret_cast<Pack<T, kCount>*>(static_cast<T*>(a.y) + first) = v;
+  });
+}
+
+template <class T, Act kAct>
+const char* launch_one_pass(const GroupNormSiluArgs& a, void* stream) {
+  const bool packed = a.pixels % kPack<T> == 0 && (address(a.x) | address(a.y)) % 16 == 0;
+  const int64_t runs = a.images * a.groups;
+  constexpr int kTeams = kThreads / 32;
+  if (kTeams * kept_bytes<T>(a) <= kSharedBytes)
+    return launch_with_shared(packed ? one_pass<T, kAct, kPack<T>, 32> : one_pass<T, kAct, 1, 32>, (runs + kTeams - 1) / kTeams,
+                              kTeams * kept_bytes<T>(a), stream, a);
+  return launch_with_shared(packed ? one_pass<T, kAct, kPack<T>, kThreads> : one_pass<T, kAct, 1, kThreads>, runs,
+                            kept_bytes<T>(a), stream, a);
+}
+
+template <class T, Act kAct>
+const char* launch_two_passes(const GroupNormSiluArgs& a, void* stream) {
+  const bool aligned = address(a.x) % 16 == 0;
+  const char* error;
+  if (a.channels_last) {
+    const bool packed = aligned && a.channels % kPack<T> == 0;
+    const int64_t tiles = packed ? PixelTile<kPack<T>>::pixel_tiles(a) : PixelTile<1>::pixel_tiles(a);
+    error = launch(packed ? pixel_moments<T, kPack<T>> : pixel_moments<T, 1>, a.images * a.runs.count * tiles, stream, a);
+  } else {
+    const bool packed = aligned && a.runs.length % kPack<T> == 0;
+    error = launch(packed ? run_moments<T, kPack<T>> : run_moments<T, 1>, a.images * a.groups * a.runs.count, stream, a);
+  }
+  if (!error) error = launch(finish<Compute<T>>, blocks_for(a.images * a.groups * 32), stream, a);
+  if (error) return error;
+  with_packs<T>(a, address(a.x) | address(a.y), [&]<class I, int kCount>(int64_t blocks) {
+    error = launch(apply<T, kAct, I, kCount>, blocks, stream, a);
+  });
+  return error;
+}
+
+}  // namespace
+}  // namespace cuda
+
+using namespace cuda;
+
+const char* group_norm_silu_cuda_launch(const GroupNormSiluArgs& a, void* stream) {
+  const char* error = nullptr;
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
+    const bool fits = !a.channels_last && kept_bytes<T>(a) <= kSharedBytes;
+    error = fits ? launch_one_pass<T, kAct>(a, stream) : launch_two_passes<T, kAct>(a, stream);
+  });
+  return error;
+}
+
+}  // namespace fastdiff

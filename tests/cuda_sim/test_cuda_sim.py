@@ -79,6 +79,17 @@ def test_ops_make_this_noise_in_any_layout(
             assert torch.equal(output.view(torch.int32), expected.view(torch.int32)), (pixels, channels)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 4, 3, 3), (1, 3, 2, 2)], ids=str)
+def test_channels_last_without_noise(shape: tuple[int, ...], simulated: dict[str, Simulated]) -> None:
+    """No counters to keep together: these are walked in the order of memory."""
+    x, m = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    t = torch.arange(shape[0])
+    noising = (x, t, torch.tensor([0.8, 0.6]), torch.tensor([0.6, 0.8]), m, None, None, 0)
+    step = (x, m, m + 1, torch.tensor([1.1, -0.4, 0.6, 0.5, 0.3, -0.2]), 1.0, None, None, 0)
+    assert not wrong(simulated["q_sample"], Sample("given noise", noising))
+    assert not wrong(simulated["sampler_step"], Sample("no noise", step))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["q_sample", "ddpm_step", "sampler_step"])
 def test_images_that_no_vector_access_may_touch(name: str, dtype: torch.dtype, simulated: dict[str, Simulated]) -> None:

@@ -1,6 +1,8 @@
-// An image's coefficient from a table, in kernels.
+// An image's coefficient from a table, in kernels. On CUDA, cuda_device.h comes first.
 #pragma once
+#ifndef FASTDIFF_INLINE
 #include "simd.h"
+#endif
 #include "timesteps.h"
 
 namespace fastdiff::FASTDIFF_ISA {

@@ -40,5 +40,15 @@ Tensor ddpm_step_cpu(const Tensor& x, const Tensor& m, const Tensor& t, const Te
 }
 FASTDIFF_KERNEL(ddpm_step, CPU, ddpm_step_cpu);
 
+#ifdef FASTDIFF_CUDA
+Tensor ddpm_step_cuda(const Tensor& x, const Tensor& m, const Tensor& t, const Tensor& table, double clip, const Tensor& seeds,
+                      const Tensor& step, int64_t purpose) {
+  const CudaDeviceGuard guard(x.device_index());
+  return ddpm_step(x, m, t, table, clip, seeds, step, purpose,
+                   [&](const StepArgs& a) { cuda_ok(ddpm_step_cuda_launch(a, guard.stream())); });
+}
+FASTDIFF_KERNEL(ddpm_step, CUDA, ddpm_step_cuda);
+#endif
+
 }  // namespace
 }  // namespace fastdiff

@@ -15,4 +15,6 @@ struct UniformArgs {
 // Images [begin, end).
 FASTDIFF_DECLARE_CPU(void, philox_uniform_kernel, (const UniformArgs&, int64_t begin, int64_t end))
 
+const char* philox_uniform_cuda_launch(const UniformArgs&, int64_t images, void* stream);
+
 }  // namespace fastdiff

@@ -50,5 +50,15 @@ Noised q_sample_cpu(const Tensor& x0, const Tensor& t, const Tensor& signal, con
 }
 FASTDIFF_KERNEL(q_sample, CPU, q_sample_cpu);
 
+#ifdef FASTDIFF_CUDA
+Noised q_sample_cuda(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& sigma, const MaybeTensor& noise,
+                     const MaybeTensor& seeds, const MaybeTensor& step, int64_t purpose) {
+  const CudaDeviceGuard guard(x0.device_index());
+  return q_sample(x0, t, signal, sigma, noise, seeds, step, purpose,
+                  [&](const QSampleArgs& a) { cuda_ok(q_sample_cuda_launch(a, guard.stream())); });
+}
+FASTDIFF_KERNEL(q_sample, CUDA, q_sample_cuda);
+#endif
+
 }  // namespace
 }  // namespace fastdiff

@@ -20,4 +20,6 @@ struct QSampleArgs {
 // Tiles [begin, end) of the walk.
 FASTDIFF_DECLARE_CPU(void, q_sample_kernel, (const QSampleArgs&, int64_t begin, int64_t end))
 
+const char* q_sample_cuda_launch(const QSampleArgs&, void* stream);
+
 }  // namespace fastdiff

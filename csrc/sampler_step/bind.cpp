@@ -46,5 +46,15 @@ Step sampler_step_cpu(const Tensor& x, const Tensor& m, const MaybeTensor& previ
 }
 FASTDIFF_KERNEL(sampler_step, CPU, sampler_step_cpu);
 
+#ifdef FASTDIFF_CUDA
+Step sampler_step_cuda(const Tensor& x, const Tensor& m, const MaybeTensor& previous, const Tensor& coefficients, double clip,
+                       const MaybeTensor& seeds, const MaybeTensor& step, int64_t purpose) {
+  const CudaDeviceGuard guard(x.device_index());
+  return sampler_step(x, m, previous, coefficients, clip, seeds, step, purpose,
+                      [&](const StepArgs& a) { cuda_ok(sampler_step_cuda_launch(a, guard.stream())); });
+}
+FASTDIFF_KERNEL(sampler_step, CUDA, sampler_step_cuda);
+#endif
+
 }  // namespace
 }  // namespace fastdiff

@@ -8,4 +8,6 @@ namespace fastdiff {
 // Tiles [begin, end) of the walk.
 FASTDIFF_DECLARE_CPU(void, sampler_step_kernel, (const StepArgs&, int64_t begin, int64_t end))
 
+const char* sampler_step_cuda_launch(const StepArgs&, void* stream);
+
 }  // namespace fastdiff

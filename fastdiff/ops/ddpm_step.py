@@ -71,7 +71,7 @@ _op = define(
     "ddpm_step(Tensor x, Tensor m, Tensor t, Tensor table, float clip, Tensor seeds, Tensor step, int purpose) -> Tensor",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
     backward=_autograd,
     setup_context=_setup_context,
 )

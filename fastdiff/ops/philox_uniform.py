@@ -36,7 +36,7 @@ _op = define(
     "philox_uniform(Tensor seeds, Tensor step, int purpose) -> Tensor",
     reference,
     samples=_samples,
-    native={"CPU": (torch.float64,)},
+    native={"CPU": (torch.float64,), "CUDA": (torch.float64,)},
     floor=0.0,
 )
 

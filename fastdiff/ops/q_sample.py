@@ -108,7 +108,7 @@ _op = define(
     " -> (Tensor, Tensor)",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
     backward=_autograd,
     setup_context=_setup_context,
 )

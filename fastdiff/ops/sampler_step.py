@@ -120,7 +120,7 @@ _op = define(
     "int purpose) -> (Tensor, Tensor)",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
     backward=_autograd,
     setup_context=_setup_context,
 )

@@ -38,7 +38,7 @@ _op = define(
     "timestep_embedding(Tensor t, int dim, float max_period) -> Tensor",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
 )
 
 

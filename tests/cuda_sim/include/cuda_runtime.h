@@ -24,11 +24,6 @@ constexpr cudaError_t cudaSuccess = nullptr;
 inline cudaError_t cudaGetLastError() { return cuda_sim::last_error(); }
 inline const char* cudaGetErrorString(cudaError_t error) { return error; }
 
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-
 inline void __syncthreads() { cuda_sim::sync_block(); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { cuda_sim::sync_warp(mask); }
 

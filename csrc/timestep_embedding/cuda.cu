@@ -12,7 +12,9 @@ __global__ void __launch_bounds__(kThreads) timestep_embedding_kernel(const Embe
   if (n >= images) return;
   const double t = a.integers ? static_cast<double>(a.integers[n * a.stride]) : a.fractions[n * a.stride];
   double sine, cosine;
-  sincos(t * exp(static_cast<double>(i) * a.slope), &sine, &cosine);
+  // In half turns: reducing a large angle in radians takes an array of local memory.
+  constexpr double kInvPi = 0.318309886183790671538;
+  sincospi(t * exp(static_cast<double>(i) * a.slope) * kInvPi, &sine, &cosine);
   float* out = a.out + n * 2 * a.half + i;
   out[0] = static_cast<float>(sine), out[a.half] = static_cast<float>(cosine);
 }

@@ -49,6 +49,10 @@ T __shfl_down_sync(unsigned mask, T value, int lanes) {
 // Compile with -ffp-contract=off: each of these is rounded on its own.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline void sincospi(double x, double* sine, double* cosine) {
+  const double angle = std::fmod(x, 2) * 3.14159265358979323846;
+  *sine = std::sin(angle), *cosine = std::cos(angle);
+}
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __uint2float_rn(unsigned a) { return static_cast<float>(a); }

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
-
 import pytest
 import torch
-from cuda_sim.build import build
+from cuda_sim.build import build, missing
 from cuda_sim.calls import Simulated, cuda_samples, load, wrong
 
 from fastdiff import ops
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() != "x86_64" or platform.system() != "Linux", reason="fibers are written for x86-64 Linux"
-    ),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
-]
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 NATIVE = [name for name, op in ops.REGISTRY.items() if "CUDA" in op.native]
 
 

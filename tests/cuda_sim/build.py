@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ FLAGS = {
     "thread": ["-O1", "-g", "-fsanitize=thread"],
     "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
 }
+INCLUDE = re.compile(r"^#\s*include\s*[<\"]([^>\"]+)", re.MULTILINE)
 RUNTIME = {"thread": "libtsan.so", "address": "libasan.so"}  # what a process must load first
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w", "-DFASTDIFF_CUDA", "-DFASTDIFF_SIMULATED"]
 
@@ -97,25 +99,36 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
 
 def _object(variant: str, source: Path, csrc: Path, store: Path) -> Path:
     """A source file compiled, or what an earlier build made of the same text."""
-    simulator = source == HERE / "simulator.cpp"
-    # Sanitizers watch the kernels, not their scheduler. Where a tree of sources lies is not to be seen in an object.
-    flags = [*COMMON, *(["-O2"] if simulator else [*FLAGS[variant], f"-ffile-prefix-map={csrc}=csrc"])]
-    headers = [HERE / "include", *([] if simulator else [csrc])]
-    kernel = source.suffix == ".cu"
-    parts: list[str | bytes] = [Path(__file__).read_bytes(), source.parent.name, source.name, source.read_bytes()]
-    parts += [flag for flag in flags if "prefix-map" not in flag]
-    for header in (h for folder in headers for h in sorted(folder.rglob("*.h"))):
-        parts += [header.name, header.read_bytes()]
+    # Sanitizers watch the kernels, not their scheduler.
+    flags = [*COMMON, *(["-O2"] if source.stem == "simulator" else FLAGS[variant])]
+    name = os.path.relpath(source, csrc.parent)  # so that reports and objects do not say where the tree lies
+    folders = (HERE / "include", csrc)
+    parts = [Path(__file__).read_bytes(), source.parent.name, source.name, *flags]
+    parts += [part for text in _texts(source, folders) for part in (text.name, text.read_bytes())]
     out = store / f"{_digest(parts)}.o"
     if out.is_file():
         return out
     unfinished = out.with_suffix(f".{os.getpid()}.o")
-    _run(["g++", *flags, *(f"-I{folder}" for folder in headers), "-x", "c++", "-c", str(source), "-o", str(unfinished)])
+    command = ["g++", *flags, f"-fdebug-prefix-map={csrc.parent}=.", f"-I{folders[0]}", f"-I{csrc.name}"]
+    _run([*command, "-x", "c++", "-c", name, "-o", str(unfinished)], csrc.parent)
     # All static variables of kernels are __shared__. They go where the simulator can make them new for each block; not under
     # AddressSanitizer, which keeps guards between them where they are. (GCC ignores a section attribute in templates.)
-    if kernel and variant != "address":
+    if source.suffix == ".cu" and variant != "address":
         _run(["objcopy", "--rename-section", ".bss=cuda_shared,alloc,load,data,contents", str(unfinished)])
     return unfinished.replace(out)
+
+
+def _texts(source: Path, folders: Sequence[Path]) -> list[Path]:
+    """A source file and all of ours that it includes, however indirectly."""
+    found, open_ = [source.resolve()], [source.resolve()]
+    while open_:
+        text = open_.pop()
+        for name in INCLUDE.findall(text.read_text()):
+            header = next((h.resolve() for h in (f / name for f in (text.parent, *folders)) if h.is_file()), None)
+            if header and header not in found:
+                found.append(header)
+                open_.append(header)
+    return found
 
 
 def _digest(parts: Iterable[str | bytes]) -> str:
@@ -141,8 +154,8 @@ def _stubs(objects: list[Path]) -> str:
     return ".text\n" + "".join(f".globl {n}\n.type {n}, @function\n{n}: ud2\n" for n in names)
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
 

@@ -1,6 +1,6 @@
 """Loads simulated CUDA kernels and makes the registry's calls to them, in a process of its own where a sanitizer watches.
 
-python tests/cuda_sim/calls.py LIBRARY [--ops film,...] [--dtypes float32,...] [--samples REGEX] [--orders up,down,1]
+python tests/cuda_sim/calls.py LIBRARY... [--ops film,...] [--dtypes float32,...] [--samples REGEX] [--orders up,down,1]
     [--share 0.3 --seed 0]
 """
 
@@ -74,18 +74,8 @@ def chosen(share: float, *what: object) -> bool:
     return random.Random(repr(what)).random() < share
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("library", type=Path)
-    parser.add_argument("--ops", help="all by default")
-    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
-    parser.add_argument("--samples", default="", help="those whose names this regular expression is found in")
-    parser.add_argument("--orders", default=os.environ.get("CUDA_SIM_ORDER", "up"), help="the values of CUDA_SIM_ORDER")
-    parser.add_argument("--share", type=float, default=1.0, help="how much of all calls to make")
-    parser.add_argument("--seed", type=int, default=0, help="which ones, of a share")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    simulated = load(args.library)
+def make_calls(library: Path, args: argparse.Namespace) -> None:
+    simulated = load(library)
     names = args.ops.split(",") if args.ops else list(simulated)
     count = 0
     for order, name, dtype in itertools.product(args.orders.split(","), names, args.dtypes.split(",")):
@@ -97,6 +87,27 @@ def main() -> None:
             assert not faults, f"{name} [{sample.name}] {dtype}, threads {order}: {faults}"
             count += 1
     print(f"{count} calls are right")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("libraries", type=Path, nargs="+", help="of several, each is followed by a line with its exit code")
+    parser.add_argument("--ops", help="all by default")
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
+    parser.add_argument("--samples", default="", help="those whose names this regular expression is found in")
+    parser.add_argument("--orders", default=os.environ.get("CUDA_SIM_ORDER", "up"), help="the values of CUDA_SIM_ORDER")
+    parser.add_argument("--share", type=float, default=1.0, help="how much of all calls to make")
+    parser.add_argument("--seed", type=int, default=0, help="which ones, of a share")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if len(args.libraries) == 1:
+        return make_calls(args.libraries[0], args)
+    for library in args.libraries:  # a process has one; to import torch under a sanitizer takes longer than the calls
+        child = os.fork()
+        if not child:
+            return make_calls(library, args)  # and on to the ordinary end, where a sanitizer sets the exit code
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(f"{library} ended with {code}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cuda_sim.build import CSRC, HERE, build, runtime
+from cuda_sim.build import HERE, runtime
 
 OPTIONS = {
     # torch's own threads and memory are not what is asked about.
@@ -18,9 +18,12 @@ OPTIONS = {
 }
 
 
-def run(variant: str, *options: str, csrc: Path = CSRC, only: Sequence[str] | None = None) -> tuple[int, str]:
-    """calls.py with these options on a build of csrc: the exit code, not 0 where something was reported, and all it wrote."""
-    command = [sys.executable, "-P", str(HERE / "calls.py"), str(build(variant, csrc, only)), *options]
+def run(variant: str, libraries: Sequence[Path], *options: str) -> list[tuple[int, str]]:
+    """calls.py with these options on what `build` made: for each library its exit code and all that was written.
+
+    The code is not 0 where a call failed or something was reported.
+    """
+    command = [sys.executable, "-P", str(HERE / "calls.py"), *map(str, libraries), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if variant != "plain":
         command = ["setarch", "-R", *command]
@@ -29,4 +32,12 @@ def run(variant: str, *options: str, csrc: Path = CSRC, only: Sequence[str] | No
     done = subprocess.run(
         command, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True, timeout=900, errors="replace"
     )
-    return done.returncode, done.stdout
+    if len(libraries) == 1:
+        return [(done.returncode, done.stdout)]
+    results, rest = [], done.stdout
+    for library in libraries:
+        output, ended, rest = rest.partition(f"{library} ended with ")
+        assert ended, f"{library} has no end: {output}"
+        code, _, rest = rest.partition("\n")
+        results.append((int(code), output))
+    return results

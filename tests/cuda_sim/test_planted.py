@@ -10,67 +10,60 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from cuda_sim.build import CSRC, HERE, missing
+from cuda_sim.build import CSRC, HERE, build, missing
 from cuda_sim.sanitizers import run
 
 PLANTED = HERE / "planted"
-NARROW = PLANTED / "narrow.patch"
 # Small, whole and ragged; a row and several chunks; one block and several.
 CALLS = ("--dtypes", "float32", "--samples", "^(nchw|channels_last wide|images|ragged)$")
 
-# patch: (variant, folder of csrc, what is said, as a regular expression)
+
+class Bug(NamedTuple):
+    variant: str
+    folder: str  # of csrc
+    said: str  # a regular expression
+
+
 BUGS = {
-    "barrier_after_writing": (
+    "barrier_after_writing": Bug(
         "thread",
         "film",
         r"ThreadSanitizer: data race csrc/film/../common/cuda_device.h:\d+ in .*block_sum",
     ),
-    "barrier_before_writing": (
+    "barrier_before_writing": Bug(
         "thread",
         "film",
         r"ThreadSanitizer: data race csrc/film/../common/cuda_device.h:\d+ in .*block_sum",
     ),
-    "blocks_share_a_place": ("thread", "film", r"ThreadSanitizer: data race csrc/film/cuda.cu:\d+ in film_backward_chunks"),
-    "shared_out_of_bounds": (
+    "blocks_share_a_place": Bug("thread", "film", r"ThreadSanitizer: data race csrc/film/cuda.cu:\d+ in film_backward_chunks"),
+    "shared_out_of_bounds": Bug(
         "address",
         "film",
         r"cuda_device.h:\d+:\d+: runtime error: store to address \w+ with insufficient space",
     ),
-    "global_out_of_bounds": (
+    "global_out_of_bounds": Bug(
         "address",
         "film",
         r"AddressSanitizer: heap-buffer-overflow csrc/film/cuda.cu:\d+ in .*film_kernel",
     ),
-    "ragged_store": (
+    "ragged_store": Bug(
         "address",
         "philox_normal",
         r"AddressSanitizer: heap-buffer-overflow csrc/philox_normal/cuda.cu:\d+ in .*philox_normal_kernel",
     ),
-    "misaligned": (
+    "misaligned": Bug(
         "address",
         "philox_normal",
         r"csrc/philox_normal/cuda.cu:\d+:\d+: runtime error: store to misaligned address",
     ),
-    "exited_lane": ("plain", "film", r"a warp operation waits for lane \d+, which has exited"),
-    "barrier_that_some_skip": ("plain", "film", r"block 0 hangs: 8 threads wait at __syncthreads, 0 have exited, 248 wait"),
-    "shared_never_written": ("plain", "film", r"film_backward \[nchw\].*output 1: inf is above"),
-    "ragged_chunk": ("plain", "film", r"film_backward \[channels_last wide\].*output 1: \S+ is above"),
+    "exited_lane": Bug("plain", "film", r"a warp operation waits for lane \d+, which has exited"),
+    "barrier_that_some_skip": Bug("plain", "film", r"block 0 hangs: 8 threads wait at __syncthreads, 0 have exited, 248 wait"),
+    "shared_never_written": Bug("plain", "film", r"film_backward \[nchw\].*output 1: inf is above"),
+    "ragged_chunk": Bug("plain", "film", r"film_backward \[channels_last wide\].*output 1: \S+ is above"),
 }
-
-
-def can(variant: str) -> pytest.MarkDecorator:
-    reason = missing(variant) or (None if shutil.which("patch") else "needs patch")
-    return pytest.mark.skipif(reason is not None, reason=str(reason))
-
-
-@pytest.fixture
-def csrc(tmp_path: Path) -> Path:
-    """A copy of the kernels, of the types that are called."""
-    copy = shutil.copytree(CSRC, tmp_path / "csrc")
-    apply(NARROW, copy)
-    return copy
 
 
 def apply(patch: Path, csrc: Path) -> None:
@@ -79,22 +72,30 @@ def apply(patch: Path, csrc: Path) -> None:
 
 
 def test_each_patch_has_its_row() -> None:
-    assert sorted(p.stem for p in PLANTED.glob("*.patch")) == sorted([*BUGS, NARROW.stem])
+    assert sorted(p.stem for p in PLANTED.glob("*.patch")) == sorted([*BUGS, "narrow"])
 
 
-@pytest.mark.parametrize("bug", [pytest.param(bug, marks=can(variant)) for bug, (variant, *_) in BUGS.items()])
-def test_a_planted_bug_is_found(bug: str, csrc: Path) -> None:
-    variant, folder, said = BUGS[bug]
-    apply(PLANTED / f"{bug}.patch", csrc)
-    code, output = run(variant, *CALLS, csrc=csrc, only=[folder])
-    assert code != 0, output
-    assert re.search(said, output), output
+def can(variant: str) -> pytest.MarkDecorator:
+    reason = missing(variant) or (None if shutil.which("patch") else "needs patch")
+    return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=can(v)) for v in ("plain", "thread", "address")])
-def test_nothing_is_found_without_one(variant: str, csrc: Path) -> None:
-    """The same calls: what is found above is due to its patch."""
-    folders = sorted({folder for v, folder, _ in BUGS.values() if v == variant})
-    code, output = run(variant, *CALLS, csrc=csrc, only=folders)
+def test_planted_bugs_are_found(variant: str, tmp_path: Path) -> None:
+    """One process makes the same calls to the kernels as they are, where nothing is found, and with each of the bugs."""
+    bugs = {bug: row for bug, row in BUGS.items() if row.variant == variant}
+
+    def compiled(name: str, folders: list[str], *patches: str) -> Path:
+        csrc = shutil.copytree(CSRC, tmp_path / name / "csrc")
+        for patch in ("narrow", *patches):
+            apply(PLANTED / f"{patch}.patch", csrc)
+        return build(variant, csrc, folders)
+
+    libraries = [compiled("unchanged", sorted({row.folder for row in bugs.values()}))]
+    libraries += [compiled(bug, [row.folder], bug) for bug, row in bugs.items()]
+    (code, output), *results = run(variant, libraries, *CALLS)
     assert code == 0, output
     assert re.fullmatch(r"[1-9]\d* calls are right\n", output), output
+    for (bug, row), (code, output) in zip(bugs.items(), results, strict=True):
+        assert code != 0, f"{bug}: {output}"
+        assert re.search(row.said, output), f"{bug}: {output}"

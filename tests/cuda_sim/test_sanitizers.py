@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from cuda_sim.build import missing
+from cuda_sim.build import build, missing
 from cuda_sim.calls import chosen, cuda_samples
 from cuda_sim.sanitizers import run
 
@@ -41,5 +41,5 @@ def test_the_share_has_each_op() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_values_are_right_and_nothing_is_reported(variant: str) -> None:
     options = ("--orders", ",".join(ORDERS), "--dtypes", ",".join(DTYPES), "--share", str(SHARE), "--seed", str(SEED))
-    code, output = run(variant, *options)
+    [(code, output)] = run(variant, [build(variant)], *options)
     assert (code, output) == (0, f"{len(expected_calls())} calls are right\n"), output

@@ -21,7 +21,7 @@ FASTDIFF_INLINE V gelu_cdf(V z) {
 
 template <Act kAct, class V>
 FASTDIFF_INLINE V activate(V z) {
-  if constexpr (kAct == Act::silu) return z / (1 + exp_minus(z));
+  if constexpr (kAct == Act::silu) return divide(z, 1 + exp_minus(z));
   else if constexpr (kAct == Act::relu) return z < 0 ? V{} : z;  // this way round, NaN stays
   else if constexpr (kAct == Act::leaky_relu) return z < 0 ? z * Element<V>(kLeakySlope) : z;
   else if constexpr (kAct == Act::gelu) return z * gelu_cdf(z);
@@ -32,7 +32,7 @@ template <Act kAct, class V>
 FASTDIFF_INLINE V derivative(V z) {
   const V one = V{} + 1;
   if constexpr (kAct == Act::silu) {
-    const V s = 1 / (1 + exp_minus(z));
+    const V s = divide(one, 1 + exp_minus(z));
     return s * madd(z, one - s, one);
   } else if constexpr (kAct == Act::relu) {
     return z > 0 ? one : V{};

@@ -258,6 +258,11 @@ FASTDIFF_INLINE V madd(V a, V b, V c) {
 #endif
 }
 
+template <class V>
+FASTDIFF_INLINE V divide(V a, V b) {
+  return a / b;
+}
+
 template <class V, class F>
 FASTDIFF_INLINE V map_lanes(V v, F&& f) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) v[i] = f(v[i]);

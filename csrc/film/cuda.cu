@@ -72,14 +72,15 @@ template <class T, Act kAct>
 __global__ void __launch_bounds__(kThreads) film_backward_chunks(const FilmBackwardArgs b) {
   using S = Compute<T>;
   const FilmArgs& a = b.forward;
-  const int64_t chunk = blockIdx.x, n = chunk / b.chunks, first = chunk % b.chunks * kFilmChunk;
+  const unsigned chunk = blockIdx.x, chunks = static_cast<unsigned>(b.chunks);  // 64-bit division is a call, and would spill
+  const int64_t n = chunk / chunks, first = static_cast<int64_t>(chunk % chunks) * kFilmChunk;
   const int64_t last = first + kFilmChunk < a.pixels ? first + kFilmChunk : a.pixels;
   for (int64_t c = threadIdx.x; c < a.channels; c += kThreads) {
     const Modulation<S> m = modulation<S>(a, n, c);
     S sum_dz_x{}, sum_dz{};
     for (int64_t pixel = n * a.pixels + first; pixel < n * a.pixels + last; ++pixel)
       backward_element<T, kAct>(b, pixel * a.channels + c, m, sum_dz_x, sum_dz);
-    S* partial = static_cast<S*>(b.partial) + chunk * 2 * a.channels + c;
+    S* partial = static_cast<S*>(b.partial) + static_cast<int64_t>(chunk) * 2 * a.channels + c;
     partial[0] = sum_dz_x, partial[a.channels] = sum_dz;
   }
 }

@@ -48,7 +48,9 @@ GroupNormSiluArgs make_args(const Tensor& x, int64_t groups, const MaybeTensor& 
   FASTDIFF_CHECK(l.images == 0 || l.elements() > 0, "group_norm_silu: x must have at least one element per group");
   GroupNormSiluArgs a{};
   a.images = l.images, a.channels = l.channels, a.pixels = l.pixels, a.groups = groups, a.channels_last = l.channels_last;
+  a.group_channels = a.channels / groups;
   a.dtype = x.dtype(), a.act = activation_named(act);
+  if (a.images > 0) a.share = 1 / static_cast<double>(a.group_channels * a.pixels);
   a.weight = matrix(weight, x, false, "weight"), a.bias = matrix(bias, x, false, "bias");
   a.scale = matrix(scale, x, true, "scale"), a.shift = matrix(shift, x, true, "shift");
   return a;

@@ -97,7 +97,6 @@ void pixel_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
 template <class S>
 void finish(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) {
   const int64_t groups = last - first, columns = a.columns / a.groups, channels = a.channels / a.groups, width = groups * columns;
-  const double share = 1 / static_cast<double>(channels * a.pixels);
   const Scratch<double> scratch(2 * width + 2 * groups);
   double* __restrict center = scratch.data();
   double *__restrict sum = center + width, *__restrict mean = sum + width, *__restrict variance = mean + groups;
@@ -114,7 +113,7 @@ void finish(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) 
     for_groups(groups, columns, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
       double total = 0;
       for (int64_t c = g * size; c < (g + 1) * size; ++c) total += sum[c];
-      out[g] = total * share;
+      out[g] = total * a.share;
     });
   };
   const auto recenter = [&](auto&& value) FASTDIFF_INLINE_LAMBDA {

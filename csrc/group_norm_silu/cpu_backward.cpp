@@ -111,12 +111,11 @@ void combine(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t first, int64
   S *__restrict sum_dz_x = rounded.data(), *__restrict sum_dz = sum_dz_x + width, *__restrict rstd = sum_dz + width;
   const S* group_rstd = static_cast<S*>(a.rstd) + n * a.groups + first;
   const S* factor = k.factor + begin;
-  const double share = -1 / static_cast<double>(channels * a.pixels);
   for_groups(last - first, channels, [&](int64_t g, auto size) FASTDIFF_INLINE_LAMBDA {
     double with_x = 0, without = 0;
     for (int64_t c = g * size; c < (g + 1) * size; ++c) with_x += factor[c] * dz_x[c], without += factor[c] * dz[c];
-    const S group_slope = static_cast<S>(with_x * share * group_rstd[g] * group_rstd[g]);
-    const S group_level = static_cast<S>(without * share);
+    const S group_slope = static_cast<S>(-with_x * a.share * group_rstd[g] * group_rstd[g]);
+    const S group_level = static_cast<S>(-without * a.share);
     for (int64_t c = g * size; c < (g + 1) * size; ++c) {
       slope[c] = group_slope, level[c] = group_level, rstd[c] = group_rstd[g];
       sum_dz_x[c] = static_cast<S>(dz_x[c]), sum_dz[c] = static_cast<S>(dz[c]);

@@ -15,7 +15,7 @@ constexpr int kFirst = 8;  // values whose mean is what the others are taken fro
 // Bytes of shared memory that a group takes: its elements, and two coefficients for each channel.
 template <class T>
 __host__ __device__ inline int64_t kept_bytes(const GroupNormSiluArgs& a) {
-  return (a.runs.length * sizeof(T) + 15) / 16 * 16 + (a.channels / a.groups * 2 * sizeof(Compute<T>) + 15) / 16 * 16;
+  return (a.runs.length * sizeof(T) + 15) / 16 * 16 + (a.group_channels * 2 * sizeof(Compute<T>) + 15) / 16 * 16;
 }
 
 // kTeam threads, a warp or the block, have one group of NCHW to themselves.
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) one_pass(const GroupNormSiluArgs a) 
   const int team = threadIdx.x / kTeam, thread = threadIdx.x % kTeam;
   const int64_t run = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + team;
   if (run >= a.images * a.groups) return;  // a whole warp, which has no barrier but its own
-  const int64_t n = run / a.groups, g = run % a.groups, channels = a.channels / a.groups;
+  const int64_t n = run / a.groups, g = run % a.groups, channels = a.group_channels;
   const int length = static_cast<int>(a.runs.length), pixels = static_cast<int>(a.pixels);
   const S share = S{1} / static_cast<S>(length);
   unsigned char* own = memory + team * kept_bytes<T>(a);
@@ -158,21 +158,22 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) finish(const GroupNormSiluArgs a) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (i >= a.images * a.groups) return;
-  const int64_t n = i / a.groups, g = i % a.groups, columns = a.columns / a.groups, channels = a.channels / a.groups;
+  const int64_t n = group_image(a, i), g = i - n * a.groups, channels = a.group_channels;
+  const int64_t columns = a.columns == a.groups ? 1 : channels;
   const double start = moments_of<S>(a, n, 0)[g * columns];
   // The mean over the group of f(size of a chunk, its mean less center, its squared deviations).
   const auto over_chunks = [&](double center, auto&& f) {
     double total = 0;
     for (int64_t k = lane; k < a.runs.count * columns; k += 32) {
-      const int64_t chunk = k / columns, rest = a.runs.length - chunk * a.runs.size;
-      const S* m = moments_of<S>(a, n, chunk) + g * columns + k % columns;
+      const int64_t chunk = static_cast<uint32_t>(k) / static_cast<uint32_t>(columns), rest = a.runs.length - chunk * a.runs.size;
+      const S* m = moments_of<S>(a, n, chunk) + g * columns + (k - chunk * columns);
       total += f(static_cast<double>(a.runs.size < rest ? a.runs.size : rest), m[0] - center + m[a.columns], m[2 * a.columns]);
     }
-    return warp_sum(total) / static_cast<double>(channels * a.pixels);
+    return warp_sum(total) * a.share;
   };
   const double mean = start + over_chunks(start, [](double size, double d, double) { return size * d; });
   const double variance = over_chunks(mean, [](double size, double d, double square) { return square + size * d * d; });
-  const S rounded = static_cast<S>(mean), rstd = static_cast<S>(1 / square_root((variance < 0 ? 0 : variance) + a.eps));
+  const S rounded = static_cast<S>(mean), rstd = static_cast<S>(rsqrt((variance < 0 ? 0 : variance) + a.eps));
   if (lane == 0) static_cast<S*>(a.mean)[i] = rounded, static_cast<S*>(a.rstd)[i] = rstd;
   const Coefficients<S> coefficients(a, n);
   for (int64_t c = g * channels + lane; c < (g + 1) * channels; c += 32) {
@@ -220,6 +221,7 @@ const char* launch_two_passes(const GroupNormSiluArgs& a, void* stream) {
     const bool packed = aligned && a.runs.length % kPack<T> == 0;
     error = launch(packed ? run_moments<T, kPack<T>> : run_moments<T, 1>, a.images * a.groups * a.runs.count, stream, a);
   }
+  if (!error) error = too_many_groups(a);
   if (!error) error = launch(finish<Compute<T>>, blocks_for(a.images * a.groups * 32), stream, a);
   if (error) return error;
   with_packs<T>(a, address(a.x) | address(a.y), [&]<class I, int kCount>(int64_t blocks) {

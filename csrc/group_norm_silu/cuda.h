@@ -112,6 +112,14 @@ FASTDIFF_INLINE void add_rows(S (&values)[kCount], S (*shared)[kAcross * kCount]
     for (int r = 1; r < kDown; ++r) values[k] += shared[r][k * kAcross + across];
 }
 
+// The image of a group, counted over all images; in 32 bits, since 64-bit division is a call, around which registers spill.
+FASTDIFF_INLINE int64_t group_image(const GroupNormSiluArgs& a, int64_t group) {
+  return static_cast<uint32_t>(group) / static_cast<uint32_t>(a.groups);
+}
+inline const char* too_many_groups(const GroupNormSiluArgs& a) {
+  return a.images * a.groups > UINT32_MAX ? "x has more than 2^32 groups" : nullptr;
+}
+
 template <class S>
 FASTDIFF_INLINE S warp_sum(S v) {
   for (int offset = 16; offset; offset /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, offset);

@@ -15,7 +15,7 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) prepare(const GroupNormSiluArgs a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= a.images * a.channels) return;
-  const int64_t n = i / a.channels, c = i % a.channels, group = n * a.groups + c / (a.channels / a.groups);
+  const int64_t n = i / a.channels, c = i % a.channels, group = n * a.groups + c / a.group_channels;
   const Coefficients<S> coefficients(a, n);
   const Folded<S> f = fold(a, n, c, static_cast<const S*>(a.rstd)[group], S{});
   coefficients.mean[c] = static_cast<const S*>(a.mean)[group];
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) combine(const GroupNormSiluBackwardA
   const GroupNormSiluArgs& a = b.forward;
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (i >= a.images * a.groups) return;
-  const int64_t n = i / a.groups, channels = a.channels / a.groups, begin = i % a.groups * channels;
+  const int64_t n = group_image(a, i), channels = a.group_channels, begin = (i - n * a.groups) * channels;
   const S rstd = static_cast<const S*>(a.rstd)[i];
   const Coefficients<S> m(a, n);
   double with_x = 0, without = 0;
@@ -124,10 +124,9 @@ __global__ void __launch_bounds__(kThreads) combine(const GroupNormSiluBackwardA
     store_element(b.dscale, a.scale.dtype, at, dscale);
   }
   with_x = warp_sum(with_x), without = warp_sum(without);
-  const double share = -1 / static_cast<double>(channels * a.pixels);
   S* terms = static_cast<S*>(b.terms) + n * 2 * a.channels;
   for (int64_t c = begin + lane; c < begin + channels; c += 32)
-    terms[c] = static_cast<S>(with_x * share * rstd * rstd), terms[a.channels + c] = static_cast<S>(without * share);
+    terms[c] = static_cast<S>(-with_x * a.share * rstd * rstd), terms[a.channels + c] = static_cast<S>(-without * a.share);
 }
 
 template <class T, Act kAct, class I, int kCount>
@@ -182,6 +181,7 @@ const char* launch_passes(const GroupNormSiluBackwardArgs& b, void* stream) {
     const auto kernel = packed ? row_sums<T, kAct, kPack<T>> : row_sums<T, kAct, 1>;
     error = launch(kernel, blocks_for(a.images * a.channels * a.rows.count * 32), stream, b);
   }
+  if (!error) error = too_many_groups(a);
   if (!error) error = launch(combine<S>, blocks_for(a.images * a.groups * 32), stream, b);
   if (error) return error;
   with_packs<T>(a, address(a.x) | address(b.grad) | address(b.dx), [&]<class I, int kCount>(int64_t blocks) {

@@ -21,11 +21,13 @@ struct Chunks {
 
 struct GroupNormSiluArgs {
   int64_t images, channels, pixels, groups;
+  int64_t group_channels;  // channels / groups
   bool channels_last;  // x, grad, y and dx are dense in this format
   bool past_caches;    // y and dx are too large to stay in a cache: written past it, and aligned for it
   DType dtype;         // of x, grad, y, dx; S below is double for double, else float
   Act act;
   double eps;
+  double share;        // one over the elements of a group
   Matrix weight, bias;  // one row, whatever the image
   Matrix scale, shift;
   // channels_last: both are the pixels of one image. NCHW: a run is the elements of one group, a row the pixels of one

@@ -1,18 +1,23 @@
 """Compiles the CUDA kernels for the simulator: g++ alone, no CUDA, no GPU.
 
-    python tests/cuda_sim/build.py [plain|thread|address] [source tree]
+    python tests/cuda_sim/build.py [plain|thread|address] [--tree SOURCE_TREE] [--only film,...]
 
-A variant is compiled once for each content of its sources, under build/cuda_sim in the system's folder for temporary files.
+Objects and libraries are kept under fastdiff-cuda-sim-UID in the system's folder for temporary files, and made once for each
+content of what they are made of.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
-import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,47 +25,64 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
 FLAGS = {
     "plain": ["-O1"],
     "thread": ["-O1", "-g", "-fsanitize=thread"],
     "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
 }
+INCLUDE = re.compile(r"^#\s*include\s*[<\"]([^>\"]+)", re.MULTILINE)
+RUNTIME = {"thread": "libtsan.so", "address": "libasan.so"}  # what a process must load first
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w", "-DFASTDIFF_CUDA", "-DFASTDIFF_SIMULATED"]
 
 
-def build(variant: str, csrc: Path = ROOT / "csrc") -> Path:
-    """The shared library with every CUDA kernel of csrc under this sanitizer. RuntimeError with the compiler's words."""
-    kernels = sorted(csrc.glob("*/cuda*.cu"))
-    binds = [csrc / name / "bind.cpp" for name in sorted({k.parent.name for k in kernels})]
-    sources = sorted(p for p in [*csrc.rglob("*"), *HERE.rglob("*")] if p.suffix in (".h", ".cpp", ".cu", ".py"))
-    digest = hashlib.sha256("".join([variant, *FLAGS[variant]]).encode())
-    for source in sources:
-        digest.update(
-            source.relative_to(csrc if source.is_relative_to(csrc) else HERE).as_posix().encode() + source.read_bytes()
-        )
-    folder = Path(tempfile.gettempdir()) / f"fastdiff-cuda-sim-{os.getuid()}" / digest.hexdigest()[:16]
+@functools.cache
+def missing(variant: str = "plain") -> str | None:
+    """Why this machine cannot build or run a variant, for the skip marks of tests; None where it can."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return "fibers are written for x86-64 Linux"
+    for tool in ("g++", "nm", "objcopy"):
+        if shutil.which(tool) is None:
+            return f"needs {tool}"
+    if variant == "plain":
+        return None
+    if not runtime(variant).is_absolute():
+        return f"needs {RUNTIME[variant]}"
+    # Containers may have setarch but not let it act.
+    if shutil.which("setarch") is None or subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode:
+        return "needs setarch -R: sanitizers fail where addresses are random"
+    return None
+
+
+def runtime(variant: str) -> Path:
+    """The sanitizer's library; a relative path where g++ has none."""
+    command = ["g++", f"-print-file-name={RUNTIME[variant]}"]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) -> Path:
+    """The shared library with the CUDA kernels of csrc under this sanitizer. RuntimeError with the compiler's words.
+
+    only: the folders of csrc whose kernels it has; all without.
+    """
+    kernels = sorted(k for k in csrc.glob("*/cuda*.cu") if only is None or k.parent.name in only)
+    folders = sorted({k.parent.name for k in kernels})
+    if only is not None and folders != sorted(only):
+        raise ValueError(f"no CUDA kernels in {sorted(set(only) - set(folders))}")
+    store = Path(tempfile.gettempdir()) / f"fastdiff-cuda-sim-{os.getuid()}"
+    store.mkdir(exist_ok=True)
+
+    def compiled(source: Path) -> Path:
+        return _object(variant, source, csrc, store)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sources = [HERE / "simulator.cpp", HERE / "library.cpp", *(csrc / f / "bind.cpp" for f in folders), *kernels]
+        objects = list(pool.map(compiled, sources))
+    folder = store / _digest([variant, *(o.name for o in objects)])
     library = folder / "libcuda_sim.so"
     if library.is_file():
         return library
-    work = folder.with_name(f"{folder.name}.{os.getpid()}")
-    work.mkdir(parents=True, exist_ok=True)
-
-    includes = [f"-I{HERE / 'include'}", f"-I{csrc}"]
-    sanitized = [*COMMON, *includes, *FLAGS[variant]]
-    jobs = [(HERE / "simulator.cpp", [*COMMON, *includes, "-O2"])]  # sanitizers watch the kernels, not their scheduler
-    jobs += [(source, sanitized) for source in (HERE / "library.cpp", *binds, *kernels)]
-    objects = [work / f"{source.parent.name}_{source.stem}.o" for source, _ in jobs]
-    commands = [
-        ["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(out)]
-        for (source, flags), out in zip(jobs, objects, strict=True)
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(_run, commands))
-    # All static variables of kernels are __shared__. They go where the simulator can make them new for each block; not under
-    # AddressSanitizer, which keeps guards between them where they are. (GCC ignores a section attribute in templates.)
-    if variant != "address":
-        for kernel in objects[-len(kernels) :]:
-            _run(["objcopy", "--rename-section", ".bss=cuda_shared,alloc,load,data,contents", str(kernel)])
+    work = Path(tempfile.mkdtemp(dir=store))
     pages = ((work / f"{name}.s") for name in ("first", "last"))
     first, last = (_written(page, PAGE) for page in pages)  # around what the objects have in this section
     stubs = _written(work / "stubs.s", _stubs(objects))
@@ -68,9 +90,53 @@ def build(variant: str, csrc: Path = ROOT / "csrc") -> Path:
     sanitizer = [flag for flag in FLAGS[variant] if flag.startswith("-fsanitize=")]
     link = ["g++", "-shared", *sanitizer, *map(str, [first, *objects, stubs, last]), "-o", str(work / library.name)]
     _run([*link, f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu"])
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    try:
+        work.rename(folder)
+    except OSError:  # another process was first: its library is the same
+        shutil.rmtree(work)
     return library
+
+
+def _object(variant: str, source: Path, csrc: Path, store: Path) -> Path:
+    """A source file compiled, or what an earlier build made of the same text."""
+    # Sanitizers watch the kernels, not their scheduler.
+    flags = [*COMMON, *(["-O2"] if source.stem == "simulator" else FLAGS[variant])]
+    name = os.path.relpath(source, csrc.parent)  # so that reports and objects do not say where the tree lies
+    folders = (HERE / "include", csrc)
+    parts = [Path(__file__).read_bytes(), source.parent.name, source.name, *flags]
+    parts += [part for text in _texts(source, folders) for part in (text.name, text.read_bytes())]
+    out = store / f"{_digest(parts)}.o"
+    if out.is_file():
+        return out
+    unfinished = out.with_suffix(f".{os.getpid()}.o")
+    command = ["g++", *flags, f"-fdebug-prefix-map={csrc.parent}=.", f"-I{folders[0]}", f"-I{csrc.name}"]
+    _run([*command, "-x", "c++", "-c", name, "-o", str(unfinished)], csrc.parent)
+    # All static variables of kernels are __shared__. They go where the simulator can make them new for each block; not under
+    # AddressSanitizer, which keeps guards between them where they are. (GCC ignores a section attribute in templates.)
+    if source.suffix == ".cu" and variant != "address":
+        _run(["objcopy", "--rename-section", ".bss=cuda_shared,alloc,load,data,contents", str(unfinished)])
+    return unfinished.replace(out)
+
+
+def _texts(source: Path, folders: Sequence[Path]) -> list[Path]:
+    """A source file and all of ours that it includes, however indirectly."""
+    found, open_ = [source.resolve()], [source.resolve()]
+    while open_:
+        text = open_.pop()
+        for name in INCLUDE.findall(text.read_text()):
+            header = next((h.resolve() for h in (f / name for f in (text.parent, *folders)) if h.is_file()), None)
+            if header and header not in found:
+                found.append(header)
+                open_.append(header)
+    return found
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
 
 
 PAGE = '.section cuda_shared, "aw"\n.balign 4096\n.zero 4096\n'
@@ -88,11 +154,16 @@ def _stubs(objects: list[Path]) -> str:
     return ".text\n" + "".join(f".globl {n}\n.type {n}, @function\n{n}: ud2\n" for n in names)
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
 
 
 if __name__ == "__main__":
-    print(build(sys.argv[1] if len(sys.argv) > 1 else "plain", *(Path(p) / "csrc" for p in sys.argv[2:3])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("variant", nargs="?", choices=FLAGS, default="plain")
+    parser.add_argument("--tree", type=Path, default=ROOT)
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    args = parser.parse_args()
+    print(build(args.variant, args.tree.resolve() / "csrc", args.only))

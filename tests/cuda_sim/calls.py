@@ -1,12 +1,16 @@
 """Loads simulated CUDA kernels and makes the registry's calls to them, in a process of its own where a sanitizer watches.
 
-python tests/cuda_sim/calls.py LIBRARY [--ops film,...] [--dtypes float32,...] [--samples REGEX]
+python tests/cuda_sim/calls.py LIBRARY... [--ops film,...] [--dtypes float32,...] [--samples REGEX] [--orders up,down,1]
+    [--share 0.3 --seed 0]
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
+import os
+import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,25 +69,45 @@ def wrong(op: Simulated, sample: Sample) -> list[str]:
     return [f"output {i}: {error:.3e} is above {bound:.3e}" for i, (error, bound) in enumerate(checked) if not error <= bound]
 
 
+def chosen(share: float, *what: object) -> bool:
+    """A seeded choice of this share of things: the same in each process and whatever else there is."""
+    return random.Random(repr(what)).random() < share
+
+
+def make_calls(library: Path, args: argparse.Namespace) -> None:
+    simulated = load(library)
+    names = args.ops.split(",") if args.ops else list(simulated)
+    count = 0
+    for order, name, dtype in itertools.product(args.orders.split(","), names, args.dtypes.split(",")):
+        os.environ["CUDA_SIM_ORDER"] = order
+        for sample in cuda_samples(ops.REGISTRY[name], getattr(torch, dtype)):
+            if not re.search(args.samples, sample.name) or not chosen(args.share, args.seed, order, name, sample.name, dtype):
+                continue
+            faults = wrong(simulated[name], sample)
+            assert not faults, f"{name} [{sample.name}] {dtype}, threads {order}: {faults}"
+            count += 1
+    print(f"{count} calls are right")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("library", type=Path)
-    parser.add_argument("--ops")
+    parser.add_argument("libraries", type=Path, nargs="+", help="of several, each is followed by a line with its exit code")
+    parser.add_argument("--ops", help="all by default")
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
-    parser.add_argument("--samples", default="")
+    parser.add_argument("--samples", default="", help="those whose names this regular expression is found in")
+    parser.add_argument("--orders", default=os.environ.get("CUDA_SIM_ORDER", "up"), help="the values of CUDA_SIM_ORDER")
+    parser.add_argument("--share", type=float, default=1.0, help="how much of all calls to make")
+    parser.add_argument("--seed", type=int, default=0, help="which ones, of a share")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    simulated = load(args.library)
-    count = 0
-    for name in args.ops.split(",") if args.ops else simulated:
-        for dtype in (getattr(torch, d) for d in args.dtypes.split(",")):
-            for sample in cuda_samples(ops.REGISTRY[name], dtype):
-                if not re.search(args.samples, sample.name):
-                    continue
-                faults = wrong(simulated[name], sample)
-                assert not faults, f"{name} [{sample.name}] {dtype}: {faults}"
-                count += 1
-    print(f"{count} calls are right")
+    if len(args.libraries) == 1:
+        return make_calls(args.libraries[0], args)
+    for library in args.libraries:  # a process has one; to import torch under a sanitizer takes longer than the calls
+        child = os.fork()
+        if not child:
+            return make_calls(library, args)  # and on to the ordinary end, where a sanitizer sets the exit code
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(f"{library} ended with {code}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import platform
-import shutil
 
 import pytest
 import torch
-from cuda_sim.build import build
+from cuda_sim.build import build, missing
 from cuda_sim.calls import Simulated, cuda_samples, load, wrong
 
 from fastdiff import ops
 from fastdiff.ops import Sample
 from fastdiff.ops._oracle import as_tuple
 
-pytestmark = [
-    pytest.mark.skipif(
-        platform.machine() != "x86_64" or platform.system() != "Linux", reason="fibers are written for x86-64 Linux"
-    ),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
-]
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 NATIVE = [name for name, op in ops.REGISTRY.items() if "CUDA" in op.native]
 
 

@@ -53,6 +53,8 @@ inline void sincospi(double x, double* sine, double* cosine) {
   const double angle = std::fmod(x, 2) * 3.14159265358979323846;
   *sine = std::sin(angle), *cosine = std::cos(angle);
 }
+inline float __fdividef(float a, float b) { return a / b; }
+inline double rsqrt(double a) { return 1 / std::sqrt(a); }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __uint2float_rn(unsigned a) { return static_cast<float>(a); }

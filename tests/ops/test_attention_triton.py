@@ -24,7 +24,7 @@ ROOM = sys.modules["fastdiff.ops.attention"]  # the module: the function has its
 REFERENCE = ops.REGISTRY["attention"].reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of the norm of the true result. In 16 bits p and ds are rounded before their products, as in any flash attention.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 
 
 def _widened(handle: Any, tl: ModuleType, handle_type: type) -> Any:
@@ -75,7 +75,7 @@ def check(what: str, got: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype,
     assert got.shape == truth.shape
     assert got.dtype is dtype
     truth = truth.detach()
-    error = (got.double() - truth).norm() / max(float(truth.norm()), at_least * truth.numel() ** 0.5)
+    error = float((got.double() - truth).norm()) / max(float(truth.norm()), at_least * truth.numel() ** 0.5, 1e-300)
     assert error <= TOLERANCE[dtype], f"{what}: {error:.2e} is above {TOLERANCE[dtype]:.0e}"
 
 
@@ -102,6 +102,16 @@ def a_mask(kind: str, queries: int, keys: int, n: int, h: int) -> torch.Tensor |
     }[kind]
 
 
+def masked(kind: str, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    """A gradient and the arguments of a call with a mask. Its keys are more than one tile of them."""
+    n, h = (2, 1) if kind == "per image" else (1, 2)
+    *qkv, grad = drawn(20, 75, 16, dtype, n, h)
+    mask = a_mask(kind, 20, 75, n, h)
+    if mask.dtype is not torch.bool and kind != "bias":  # the bias stays float32
+        mask = mask.to(dtype)
+    return grad, (*qkv, mask, 0.25)
+
+
 LENGTHS = [(1, 1), (1, 100), (7, 64), (64, 64), (100, 7), (100, 100), (130, 65)]
 MASKS = ("bool", "excluding", "late", "additive", "bias", "per image")
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -123,7 +133,106 @@ def test_forward_of_head_sizes(kernels: ModuleType, d: int, dtype: torch.dtype) 
 @over_dtypes
 @pytest.mark.parametrize("kind", MASKS)
 def test_forward_with_masks(kernels: ModuleType, kind: str, dtype: torch.dtype) -> None:
-    mask = a_mask(kind, 20, 75, 2, 2)
-    if mask.dtype is not torch.bool and kind != "bias":  # the bias stays float32
-        mask = mask.to(dtype)
-    check_forward(kernels, (*drawn(20, 75, 16, dtype, n=2)[:3], mask, 0.25))
+    check_forward(kernels, masked(kind, dtype)[1])
+
+
+def check_backward(kernels: ModuleType, grad: torch.Tensor, args: tuple[Any, ...]) -> None:
+    """Against autograd through the reference in float64, from the kernel's own out and logsumexp."""
+    q, k, v, mask, scale = args
+    wide = mask if mask is None or mask.dtype is torch.bool else mask.double()
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    truth = torch.autograd.grad(REFERENCE(*leaves, wide, scale)[0], leaves, grad.double())
+    got = kernels.backward(grad, q, k, v, *kernels.forward(*args), mask, scale)
+    for name, g, t in zip(("dq", "dk", "dv"), got, truth, strict=True):
+        check(name, g, t, q.dtype, at_least=0.3)
+
+
+@over_dtypes
+@pytest.mark.parametrize(("queries", "keys"), LENGTHS)
+def test_backward(kernels: ModuleType, queries: int, keys: int, dtype: torch.dtype) -> None:
+    *qkv, grad = drawn(queries, keys, 40, dtype, h=1)
+    check_backward(kernels, grad, (*qkv, None, 40**-0.5))
+
+
+@over_dtypes
+@over_heads
+def test_backward_of_head_sizes(kernels: ModuleType, d: int, dtype: torch.dtype) -> None:
+    *qkv, grad = drawn(33, 50, d, dtype, h=1)
+    check_backward(kernels, grad, (*qkv, None, d**-0.5))
+
+
+@over_dtypes
+@pytest.mark.parametrize("kind", MASKS)
+def test_backward_with_masks(kernels: ModuleType, kind: str, dtype: torch.dtype) -> None:
+    check_backward(kernels, *masked(kind, dtype))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_query_without_keys_gives_zeros(kernels: ModuleType, additive: bool) -> None:
+    q, k, v, grad = drawn(7, 70, 16, torch.float32)
+    mask = torch.ones(7, 70, dtype=torch.bool)
+    mask[3] = False
+    if additive:
+        mask = torch.zeros(7, 70).masked_fill(~mask, -torch.inf)
+    out, logsumexp = kernels.forward(q, k, v, mask, 0.25)
+    dq, dk, dv = kernels.backward(grad, q, k, v, out, logsumexp, mask, 0.25)
+    assert not out[:, :, 3].any()
+    assert (logsumexp[:, :, 3] == -torch.inf).all()
+    assert not dq[:, :, 3].any()
+    assert dq[:, :, 4].any()
+    assert all(x.isfinite().all() for x in (out, dq, dk, dv))
+
+
+def test_any_layout_gives_the_same_bits(kernels: ModuleType) -> None:
+    """Heads and lengths swapped in memory, the head size strided, and a gradient that is one number seen everywhere."""
+    q, k, v, _ = drawn(17, 35, 24, torch.float32)
+    grad = torch.full((1, 1, 1, 1), 0.5).expand_as(q)
+    mask = torch.randn(1, 2, 35, 17).transpose(2, 3)
+
+    def run(*of: torch.Tensor) -> list[torch.Tensor]:
+        out, logsumexp = kernels.forward(*of[:3], of[4], 0.2)
+        return [out, logsumexp, *kernels.backward(of[3], *of[:3], out, logsumexp, of[4], 0.2)]
+
+    want = run(*(x.contiguous() for x in (q, k, v, grad, mask)))
+    swapped = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]
+    for of in (swapped, strided):
+        assert not any(x.is_contiguous() for x in of)
+        for got, w in zip(run(*of, grad, mask), want, strict=True):
+            assert torch.equal(got, w)
+
+
+WANTED = ("one projection", "last dimension strided", "keys expanded", "large logits", "negative scale", "no images")
+
+
+def test_outputs_are_laid_out_as_the_references(kernels: ModuleType) -> None:
+    for sample in ops.REGISTRY["attention"].samples(torch.float32, "cpu"):
+        if sample.name not in WANTED:
+            continue
+        want, got = REFERENCE(*sample.args), kernels.forward(*sample.args)
+        for w, g in zip(want, got, strict=True):
+            assert (w.shape, w.dtype, w.stride()) == (g.shape, g.dtype, g.stride()), sample.name
+        grad = torch.ones_like(want[0])
+        wants = ops.REGISTRY["attention_backward"].reference(grad, *sample.args[:3], *want, *sample.args[3:])
+        gots = kernels.backward(grad, *sample.args[:3], *want, *sample.args[3:])
+        for w, g in zip(wants, gots, strict=True):
+            assert (w.shape, w.dtype, w.stride()) == (g.shape, g.dtype, g.stride()), sample.name
+            check(sample.name, g, w.double(), torch.float32)
+
+
+def test_the_public_function_reaches_them(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: through the dispatcher, and back through autograd."""
+    calls = []
+    for name in ("forward", "backward"):
+        own = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, own=own, name=name: calls.append(name) or own(*a))
+    monkeypatch.setattr(ROOM, "_runs_triton", lambda q: True)
+    q, k, v, grad = (x.requires_grad_() for x in drawn(20, 33, 16, torch.float32))
+    mask = a_mask("excluding", 20, 33, 1, 2)
+    got = ops.attention(q, k, v, mask)
+    gradients = torch.autograd.grad(got, (q, k, v), grad)
+    assert calls == ["forward", "backward"]
+    monkeypatch.undo()
+    want = ops.attention(q, k, v, mask)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients, torch.autograd.grad(want, (q, k, v), grad))

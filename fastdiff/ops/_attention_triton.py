@@ -32,16 +32,23 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tilings(padded: int, dtype: torch.dtype) -> dict[str, Tiling]:
+def tilings(padded: int, dtype: torch.dtype, masked: bool) -> dict[str, Tiling]:
     """For a head size padded to a power of two. Chosen so that nothing spills; `tests/triton_resources.py` prints them."""
     if dtype is torch.float32:  # products without tensor cores, and twice the bytes
-        size = 32 if padded <= 64 else 16
-        return {"forward": Tiling(size, size, 4, 1), "dkdv": Tiling(16, size, 4, 1), "dq": Tiling(size, 16, 4, 1)}
+        rows = 32 if padded <= 64 else 16
+        return {
+            "forward": Tiling(rows, 16, 4, 1),
+            "dkdv": Tiling(16, 16 if masked else rows, 4, 1),
+            "dq": Tiling(rows, 16, 4, 1),
+        }
+    if padded <= 64 and masked:
+        return {"forward": Tiling(64, 32, 4, 3), "dkdv": Tiling(32, 32, 4, 2), "dq": Tiling(32, 32, 4, 2)}
     if padded <= 64:
-        return {"forward": Tiling(128, 64, 4, 3), "dkdv": Tiling(64, 64, 4, 2), "dq": Tiling(64, 64, 4, 2)}
+        return {"forward": Tiling(128, 64, 8, 3), "dkdv": Tiling(32, 64, 4, 2), "dq": Tiling(64, 32, 4, 2)}
     if padded == 128:
-        return {"forward": Tiling(128, 64, 8, 2), "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
-    return {"forward": Tiling(64, 32, 8, 1), "dkdv": Tiling(16, 32, 8, 1), "dq": Tiling(32, 16, 8, 1)}
+        rows = 64 if masked else 128
+        return {"forward": Tiling(rows, 64, 8, 2), "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
+    return {"forward": Tiling(64, 32, 8, 1), "dkdv": Tiling(16, 32, 8, 1), "dq": Tiling(32, 32, 8, 1)}
 
 
 @triton.jit
@@ -80,10 +87,11 @@ def _logits(
     column_there = first_column + tl.arange(0, COLUMNS) < columns_there
     there = column_there[None, :]
     if MASK != NO_MASK:
-        rows = tl.cast(first_row, tl.int64) + tl.arange(0, ROWS)
-        columns = tl.cast(first_column, tl.int64) + tl.arange(0, COLUMNS)
-        there = (rows < rows_there)[:, None] & there
-        values = tl.load(mask + rows[:, None] * stride_mask_row + columns[None, :] * stride_mask_column, mask=there, other=0)
+        there = (first_row + tl.arange(0, ROWS) < rows_there)[:, None] & there
+        # 64 bits for the step to the tile alone: a matrix of 64-bit offsets would take the registers of two of the logits
+        mask += tl.cast(first_row, tl.int64) * stride_mask_row + tl.cast(first_column, tl.int64) * stride_mask_column
+        offsets = tl.arange(0, ROWS)[:, None] * stride_mask_row + tl.arange(0, COLUMNS)[None, :] * stride_mask_column
+        values = tl.load(mask + offsets, mask=there, other=0)
         if MASK == BOOL_MASK:
             there = there & (values != 0)
         else:
@@ -407,8 +415,8 @@ def _constants(tiling: Tiling, head: int, mask: torch.Tensor | None) -> dict[str
     }
 
 
-def _chosen(q: torch.Tensor, k: torch.Tensor) -> dict[str, Tiling]:
-    chosen = tilings(max(16, triton.next_power_of_2(q.shape[3])), q.dtype)
+def _chosen(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> dict[str, Tiling]:
+    chosen = tilings(max(16, triton.next_power_of_2(q.shape[3])), q.dtype, mask is not None)
     return {name: _fitted(tiling, q.shape[2], k.shape[2]) for name, tiling in chosen.items()}
 
 
@@ -423,7 +431,7 @@ def forward(
     """The op `attention`: (out, logsumexp)."""
     n, heads, queries, head = q.shape
     out, logsumexp = _like(q), q.new_empty((n, heads, queries), dtype=torch.float32)
-    tiling = _chosen(q, k)["forward"]
+    tiling = _chosen(q, k, mask)["forward"]
     mask_tensor, mask_strides = _prepared_mask(mask, q, k)
     if not n * heads:
         return out, logsumexp
@@ -453,7 +461,7 @@ def backward(
     dq, dk, dv = _like(q), _like(k), _like(v)
     if not n * heads:
         return dq, dk, dv
-    chosen = _chosen(q, k)
+    chosen = _chosen(q, k, mask)
     mask_tensor, mask_strides = _prepared_mask(mask, q, k)
     logsumexp = logsumexp.contiguous()
     delta = torch.empty_like(logsumexp)

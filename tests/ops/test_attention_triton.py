@@ -37,7 +37,7 @@ def _widened(handle: Any, tl: ModuleType, handle_type: type) -> Any:
 
 def _modules() -> list[str]:
     """The kernels and triton, as far as they are imported, without triton's compiled part: it cannot be loaded twice."""
-    triton = (name for name in sys.modules if name.partition(".")[0] == "triton" and not name.startswith("triton._C."))
+    triton = (name for name in sys.modules if name.partition(".")[0] == "triton" and not name.startswith("triton._C"))
     return [*triton, *({KERNELS} & set(sys.modules))]
 
 

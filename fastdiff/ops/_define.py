@@ -85,6 +85,7 @@ def define(
     reference: Callable[..., Any],
     *,
     samples: Samples,
+    kernel: Callable[..., Any] | None = None,
     native: dict[str, tuple[torch.dtype, ...]] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
@@ -95,6 +96,8 @@ def define(
     schema: "name(Tensor x, ...) -> Tensor", without the namespace.
     reference: the definition in plain torch, same arguments; no data-dependent branch, outputs never alias inputs.
     samples: yields the calls that tests, benchmarks and the doctor make, for a dtype and a device.
+    kernel: serves the op in the reference's place where no compiled kernel does; it chooses between a kernel that is made at
+        run time (Triton) and the reference.
     native: the devices and dtypes with a compiled kernel, as stated in the documentation and held by a test.
     backward, setup_context: as for `torch.library.register_autograd`; without them the op has no derivative, and asking
         for one is an error.
@@ -103,7 +106,7 @@ def define(
     differentiable = backward is not None
     backward = backward or _no_derivative(name)
     _library.define(schema)
-    _library.impl(name, reference, "CompositeExplicitAutograd")
+    _library.impl(name, kernel or reference, "CompositeExplicitAutograd")
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     op = Op(

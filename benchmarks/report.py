@@ -18,7 +18,8 @@ first tensor into memory that is there already. Backward rows are autograd's who
 Compiled torch makes its noise several times slower than eager. The process keeps freed memory (`fastdiff.memory`), which torch
 gains from too. Each row passed its correctness gate in the same run: the error against float64 is at most twice that of plain
 torch, plus the op's floor.
-No GPU has run any kernel yet: the CUDA sources are compiled for sm_80 and sm_90a, and that is all that is known of them.
+No GPU has run any kernel yet. Of the CUDA kernels is known what the simulator shows (`tests/cuda_sim`: values, races, wrong
+accesses) and what nvcc made of them for sm_80 and sm_90a (`results/cuda/resources.csv`); of Triton's, what its interpreter shows.
 """
 HEAD = ("op", "case", "dtype", "fastdiff", "eager", "x", "compile", "x", "of copy", "error", "bound")
 

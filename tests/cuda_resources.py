@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: registers, shared memory, spills, and how wide the loads are. No GPU is needed.
 
-    python tests/cuda_resources.py fastdiff/libfastdiff_ops.so           compare with benchmarks/results/cuda_resources.csv
+    python tests/cuda_resources.py fastdiff/libfastdiff_ops.so           compare with benchmarks/results/cuda/resources.csv
     python tests/cuda_resources.py fastdiff/libfastdiff_ops.so --write   write it: together with a row in benchmarks/LOG.md
 
 Needs cuobjdump and nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm) and c++filt. Fails on a spill, on local
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "cuda_resources.csv"
+TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "cuda" / "resources.csv"
 RESERVED = {"sm_90": 1024, "sm_90a": 1024}  # bytes of shared memory that the hardware takes for itself in each block
 COLUMNS = ("kernel", "arch", "instances", "registers", "shared", "stack", "local", "wide loads", "wide stores")
 
@@ -131,7 +131,7 @@ def main() -> None:
     before = TABLE.read_text().splitlines() if TABLE.exists() else []
     changed = sorted(set(before) ^ set(text.splitlines()))
     if changed:
-        sys.exit("differs from benchmarks/results/cuda_resources.csv (--write, and a row in LOG.md):\n" + "\n".join(changed))
+        sys.exit("differs from benchmarks/results/cuda/resources.csv (--write, and a row in LOG.md):\n" + "\n".join(changed))
     print(f"{len(found)} kernels as in the table: no spills")
 
 

@@ -83,6 +83,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("no images", normal(0, 8, 4, 4), "silu")
     yield make("no channels", normal(2, 0, 4, 4), "silu")
     yield make("offset 1e4", normal(2, 8, 16, 16) + 1e4, "none")
+    yield make("off an aligned address", normal(2 * 8 * 4 * 4 + 1)[1:].view(2, 8, 4, 4), "silu")
     yield make("large", normal(16, 64, 64, 64), "silu", large=True)
     yield make("large channels_last", normal(16, 64, 64, 64).contiguous(memory_format=torch.channels_last), "silu", large=True)
 

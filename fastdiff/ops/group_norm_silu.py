@@ -140,6 +140,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("batch 1", normal(1, 40, 28, 28), 8)
     yield make("many small images", normal(70, 6, 3, 3), 3)
     yield make("no images", normal(0, 8, 4, 4), 2)
+    yield make("off an aligned address", normal(2 * 8 * 4 * 4 + 1)[1:].view(2, 8, 4, 4), 2)
     for name, shape, with_ in (
         ("64x32x8x8", (64, 32, 8, 8), "wbsh"),
         ("1x256x64x64", (1, 256, 64, 64), "wbsh"),

@@ -19,7 +19,7 @@ Compiled torch makes its noise several times slower than eager. The process keep
 gains from too. Each row passed its correctness gate in the same run: the error against float64 is at most twice that of plain
 torch, plus the op's floor.
 No GPU has run any kernel yet. Of the CUDA kernels is known what the simulator shows (`tests/cuda_sim`: values, races, wrong
-accesses) and what nvcc made of them for sm_80 and sm_90a (`results/cuda/resources.csv`); of Triton's, what its interpreter shows.
+accesses) and what nvcc made of them for sm_80 and sm_90a (`results/cuda/resources.csv`); of Triton's its interpreter.
 """
 HEAD = ("op", "case", "dtype", "fastdiff", "eager", "x", "compile", "x", "of copy", "error", "bound")
 

@@ -46,8 +46,8 @@ def tilings(padded: int, dtype: torch.dtype, masked: bool) -> dict[str, Tiling]:
     if padded <= 64:
         return {"forward": Tiling(128, 64, 8, 3), "dkdv": Tiling(32, 64, 4, 2), "dq": Tiling(64, 32, 4, 2)}
     if padded == 128:
-        rows = 64 if masked else 128
-        return {"forward": Tiling(rows, 64, 8, 2), "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
+        forward = Tiling(64, 32, 8, 2) if masked else Tiling(128, 64, 8, 2)
+        return {"forward": forward, "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
     return {"forward": Tiling(64, 32, 8, 1), "dkdv": Tiling(16, 32, 8, 1), "dq": Tiling(32, 32, 8, 1)}
 
 

@@ -13,25 +13,23 @@ import argparse
 import csv
 import itertools
 import math
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import THREADS, file_name, measured_on
 from report import write_results
 from rivals import group_norm_silu
 from torch import nn
 from torch.nn import functional as F
 
-from fastdiff import ops
 from fastdiff.config import Config, build_model, load_config
 from fastdiff.data import ImageDataset, load_dataset
 from fastdiff.diffusion import DiffusionModel
@@ -41,10 +39,8 @@ from fastdiff.nn.embedding import TimeEmbedding
 from fastdiff.nn.norm import GroupNorm, GroupNormSiLU
 from fastdiff.training import Trainer
 from fastdiff.training.callbacks import Callback, draw_samples
-from fastdiff.training.run_folder import environment
 
 HERE = Path(__file__).parent
-THREADS = 2
 STEPS, SAMPLING_STEPS, SAMPLES = 10, 10, 64  # of one turn
 SETTINGS = ("side", "format", "precision", "mode")
 
@@ -218,18 +214,8 @@ def sample_with_torch(config: Config, model: DiffusionModel, network: Callable[.
 
 
 def write_csv(config: str, rows: list[dict]) -> Path:
-    e = environment()
-    machine = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": (e["git"] or "")[:10],
-        "device": e["processor"],
-        "threads": THREADS,
-        "torch": e["torch"],
-        "kernels": ops.native.cpu_level,
-        "config": config,
-    }
-    device = re.sub(r"[^a-z0-9]+", "-", e["processor"].lower()).strip("-") or "cpu"
-    path = HERE / "results" / "main_job" / f"{config}-{device}.csv"
+    machine = measured_on() | {"config": config}
+    path = HERE / "results" / "main_job" / f"{config}-{file_name(machine['device'])}"
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*machine, *rows[0]])

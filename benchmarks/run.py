@@ -13,15 +13,14 @@ large tensor, and the page faults of the next one are then most of every variant
 from __future__ import annotations
 
 import csv
-import re
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._functorch.config
+from record import THREADS, file_name, measured_on
 from rivals import rival
 from timing import interleaved
 
@@ -29,10 +28,8 @@ from fastdiff import ops
 from fastdiff.memory import keep_freed_memory
 from fastdiff.ops import Op, Sample
 from fastdiff.ops._oracle import as_tuple, errors_and_bounds
-from fastdiff.training.run_folder import environment
 
 HERE = Path(__file__).parent
-THREADS = 2
 COLUMNS = ("date", "commit", "device", "threads", "torch", "kernels", "op", "sample", "dtype", "variant", "median_us", "p20_us",
            "p80_us", "bytes", "error", "bound")  # fmt: skip
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -122,15 +119,7 @@ def cases(names: list[str]) -> Iterator[tuple[Op, Sample, torch.dtype, Op, Sampl
 def measure(names: list[str]) -> Iterator[dict]:
     torch.set_num_threads(THREADS)
     torch._functorch.config.donated_buffer = False  # backward runs many times over one forward
-    e = environment()
-    machine = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": (e["git"] or "")[:10],
-        "device": e["processor"],
-        "threads": THREADS,
-        "torch": e["torch"],
-        "kernels": ops.native.cpu_level,
-    }
+    machine = measured_on()
     for op, sample, dtype, checked, own in cases(names):
         torch._dynamo.reset()
         with torch.no_grad():
@@ -153,8 +142,7 @@ def measure(names: list[str]) -> Iterator[dict]:
 
 def write_csv(rows: list[dict]) -> Path:
     """Rows of ops measured now take the place of theirs; others stay."""
-    name = re.sub(r"[^a-z0-9]+", "-", rows[0]["device"].lower()).strip("-") or "cpu"
-    path = HERE / "results" / f"{name}.csv"
+    path = HERE / "results" / file_name(rows[0]["device"])
     measured = {row["op"] for row in rows}
     kept = [r for r in csv.DictReader(path.open()) if r["op"] not in measured] if path.exists() else []
     with path.open("w", newline="") as file:

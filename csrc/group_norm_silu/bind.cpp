@@ -58,8 +58,9 @@ GroupNormSiluArgs make_args(const Tensor& x, int64_t groups, const MaybeTensor& 
 
 int64_t element_size(const GroupNormSiluArgs& a) { return a.dtype == DType::f64 ? 8 : a.dtype == DType::f32 ? 4 : 2; }
 
-// How the work is cut and what is written, once it is known in which format x lies.
-void plan_cpu(GroupNormSiluArgs& a, const void* out) {
+// How the work is cut and y or dx is written, once it is known in which format x lies. Chunks have a fixed size, so that sums
+// depend on the shape alone; on CUDA one image then fills the GPU too.
+void plan(GroupNormSiluArgs& a, const void* out) {
   const int64_t line = (a.channels_last ? a.channels : a.pixels) * element_size(a);
   a.past_caches = a.images * a.channels * a.pixels * element_size(a) >= kPastCaches && line % kAlignment == 0 &&
                   reinterpret_cast<uintptr_t>(out) % kAlignment == 0;
@@ -69,7 +70,7 @@ void plan_cpu(GroupNormSiluArgs& a, const void* out) {
     a.runs = a.rows = chunks(a.pixels, pixels);
     a.columns = a.channels;
   } else {
-    a.runs = chunks(a.channels / a.groups * a.pixels, kRun);
+    a.runs = chunks(a.group_channels * a.pixels, kRun);
     a.rows = chunks(a.pixels, kRow);
     a.columns = a.groups;
   }
@@ -126,11 +127,10 @@ int64_t rows_per_unit(const GroupNormSiluArgs& a) {
   return a.rows.count * (a.channels_last ? 1 : a.channels / a.groups);
 }
 
-// plan cuts the work into chunks, launch runs the passes.
-template <class Plan, class Launch>
+// launch runs the passes.
+template <class Launch>
 Outputs group_norm_silu(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                        const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act, Plan&& plan,
-                        Launch&& launch) {
+                        const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act, Launch&& launch) {
   GroupNormSiluArgs a = make_args(x, groups, weight, bias, scale, shift, act);
   const DType wide = compute_dtype(a);
   Outputs out{empty_like(x, a.channels_last), empty({a.images, groups}, wide, x), empty({a.images, groups}, wide, x)};
@@ -147,10 +147,10 @@ Outputs group_norm_silu(const Tensor& x, int64_t groups, const MaybeTensor& weig
   return out;
 }
 
-template <class Plan, class Launch>
+template <class Launch>
 Gradients group_norm_silu_backward(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd, int64_t groups,
                                    const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
-                                   const MaybeTensor& shift, const std::string& act, Plan&& plan, Launch&& launch) {
+                                   const MaybeTensor& shift, const std::string& act, Launch&& launch) {
   GroupNormSiluBackwardArgs b{};
   GroupNormSiluArgs& a = b.forward;
   a = make_args(x, groups, weight, bias, scale, shift, act);
@@ -185,7 +185,7 @@ Gradients group_norm_silu_backward(const Tensor& grad, const Tensor& x, const Te
 
 Outputs group_norm_silu_cpu(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
                             const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
-  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, plan_cpu, [](const GroupNormSiluArgs& a) {
+  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, [](const GroupNormSiluArgs& a) {
     const Pass<GroupNormSiluArgs> passes[] = {{FASTDIFF_CPU(group_norm_silu_moments_kernel), a.runs.count},
                                               {FASTDIFF_CPU(group_norm_silu_finish_kernel), groups_per_unit(a)},
                                               {FASTDIFF_CPU(group_norm_silu_apply_kernel), rows_per_unit(a)}};
@@ -210,33 +210,17 @@ Gradients group_norm_silu_backward_cpu(const Tensor& grad, const Tensor& x, cons
     parallel_for(0, a.channels, kGrain / (a.images + 1),
                  [&](int64_t begin, int64_t end) { FASTDIFF_CPU(group_norm_silu_parameters_kernel)(b, begin, end); });
   };
-  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, plan_cpu, launch);
+  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, launch);
 }
 
 FASTDIFF_KERNEL(group_norm_silu, CPU, group_norm_silu_cpu);
 FASTDIFF_KERNEL(group_norm_silu_backward, CPU, group_norm_silu_backward_cpu);
 
 #ifdef FASTDIFF_CUDA
-constexpr int64_t kCudaRun = 4096;  // elements of a chunk that a block sums over: enough for its threads to have loads in flight
-constexpr int64_t kCudaRow = 1024;  // the same for a warp
-
-// Chunks of fixed size, so that sums depend on the shape alone, and so many that one image fills the GPU.
-void plan_cuda(GroupNormSiluArgs& a, const void*) {
-  a.channels_last |= a.pixels == 1;
-  if (a.channels_last) {
-    a.runs = a.rows = chunks(a.pixels, std::clamp<int64_t>(4 * kCudaRun / a.channels, 32, kPixelsAtMost));
-    a.columns = a.channels;
-  } else {
-    a.runs = chunks(a.channels / a.groups * a.pixels, kCudaRun);
-    a.rows = chunks(a.pixels, kCudaRow);
-    a.columns = a.groups;
-  }
-}
-
 Outputs group_norm_silu_cuda(const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps,
                              const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
   const CudaDeviceGuard guard(x.device_index());
-  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, plan_cuda, [&](const GroupNormSiluArgs& a) {
+  return group_norm_silu(x, groups, weight, bias, eps, scale, shift, act, [&](const GroupNormSiluArgs& a) {
     cuda_ok(group_norm_silu_cuda_launch(a, guard.stream()));
   });
 }
@@ -245,8 +229,10 @@ Gradients group_norm_silu_backward_cuda(const Tensor& grad, const Tensor& x, con
                                         int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias,
                                         const MaybeTensor& scale, const MaybeTensor& shift, const std::string& act) {
   const CudaDeviceGuard guard(x.device_index());
-  const auto launch = [&](const GroupNormSiluBackwardArgs& b) { cuda_ok(group_norm_silu_backward_cuda_launch(b, guard.stream())); };
-  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, plan_cuda, launch);
+  const auto launch = [&](const GroupNormSiluBackwardArgs& b) {
+    cuda_ok(group_norm_silu_backward_cuda_launch(b, guard.stream()));
+  };
+  return group_norm_silu_backward(grad, x, mean, rstd, groups, weight, bias, scale, shift, act, launch);
 }
 
 FASTDIFF_KERNEL(group_norm_silu, CUDA, group_norm_silu_cuda);

@@ -1,7 +1,7 @@
 // GroupNorm + FiLM + activation on CUDA, forward.
 //
-// A group that fits in shared memory is read once: a warp or a block has it to itself. Else three kernels, which fill the GPU at
-// batch 1 too: moments of chunks of fixed size, their combination in a fixed order, one pass that writes y.
+// A group that fits in shared memory is read once: a warp or a block has it to itself. Else three kernels, which fill the GPU
+// at batch 1 too: moments of chunks of fixed size, their combination in a fixed order, one pass that writes y.
 #include "cuda.h"
 
 namespace fastdiff {

@@ -1,5 +1,5 @@
-// GroupNorm + FiLM + activation on CUDA, backward: sums of dz (x - mean) and of dz for each image and channel over chunks of fixed
-// size, their combination in a fixed order, then one pass that writes dx.
+// GroupNorm + FiLM + activation on CUDA, backward: sums of dz (x - mean) and of dz for each image and channel over chunks of
+// fixed size, their combination in a fixed order, then one pass that writes dx.
 #include "cuda.h"
 
 namespace fastdiff {

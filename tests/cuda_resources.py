@@ -21,7 +21,19 @@ from pathlib import Path
 
 TABLE = Path(__file__).parent.parent / "benchmarks" / "results" / "cuda" / "resources.csv"
 RESERVED = {"sm_90": 1024, "sm_90a": 1024}  # bytes of shared memory that the hardware takes for itself in each block
-COLUMNS = ("kernel", "arch", "instances", "registers", "shared", "stack", "local", "wide loads", "wide stores")
+COLUMNS = (
+    "kernel",
+    "arch",
+    "instances",
+    "registers",
+    "shared",
+    "stack",
+    "local",
+    "wide loads",
+    "wide copies",
+    "wide stores",
+    "mma",
+)
 
 
 @dataclass
@@ -35,7 +47,9 @@ class Function:
     stack: int = 0
     local: int = 0  # instructions that touch local memory
     wide_loads: int = 0  # of 16 bytes
+    wide_copies: int = 0  # cp.async of 16 bytes
     wide_stores: int = 0
+    mma: int = 0  # matrix products
 
 
 def tool(name: str) -> str:
@@ -65,11 +79,13 @@ def functions(library: Path) -> list[Function]:
             arch = match[1]
         elif match := re.match(r"\s*Function : (\w+)", line):
             name = match[1]
-        elif match := re.search(r"\b(LDG|STG|LDL|STL)\.?([\w.]*)", line):
-            function = found[arch, name]
-            function.local += match[1] in ("LDL", "STL")
-            function.wide_loads += match[1] == "LDG" and "128" in match[2]
-            function.wide_stores += match[1] == "STG" and "128" in match[2]
+        elif match := re.search(r"\b(LDG|LDGSTS|STG|LDL|STL|HMMA|HGMMA)\b([\w.]*)", line):
+            function, (what, how) = found[arch, name], match.groups()
+            function.local += what in ("LDL", "STL")
+            function.wide_loads += what == "LDG" and "128" in how
+            function.wide_copies += what == "LDGSTS" and "128" in how
+            function.wide_stores += what == "STG" and "128" in how
+            function.mma += what in ("HMMA", "HGMMA")
     names = sorted({name for _, name in found})
     plain = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     kernels = dict(zip(names, map(_kernel, plain.splitlines()), strict=True))
@@ -99,7 +115,7 @@ def _lines(*command: str) -> Iterator[str]:
 
 
 def table(all_functions: list[Function]) -> str:
-    """A line for each kernel and architecture: the most that any instance takes, and how many have accesses of 16 bytes."""
+    """A line for each kernel and architecture: the most that any instance takes, and how many have accesses of 16 bytes and matrix products."""
     groups: dict[tuple[str, str], list[Function]] = {}
     for f in all_functions:
         groups.setdefault((f.kernel, f.arch), []).append(f)
@@ -108,7 +124,7 @@ def table(all_functions: list[Function]) -> str:
     writer.writerow(COLUMNS)
     for (kernel, arch), group in sorted(groups.items()):
         most = (max(getattr(f, key) for f in group) for key in ("registers", "shared", "stack", "local"))
-        wide = (sum(bool(getattr(f, key)) for f in group) for key in ("wide_loads", "wide_stores"))
+        wide = (sum(bool(getattr(f, key)) for f in group) for key in ("wide_loads", "wide_copies", "wide_stores", "mma"))
         writer.writerow((kernel, arch, len(group), *most, *wide))
     return out.getvalue()
 

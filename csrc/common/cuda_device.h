@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -55,6 +56,18 @@ struct alignas(sizeof(T) * kCount) Pack {
 };
 template <class T> constexpr int kPack = sizeof(T) == 8 ? 1 : 16 / sizeof(T);  // doubles are there to be right, not fast
 
+// Starts a copy from global to shared memory (cp.async), which the thread's next wait_for_copies() ends. No register holds it,
+// so that all of a thread's copies are under way at once. Less than 4 bytes are copied at once.
+template <class P>
+FASTDIFF_INLINE void copy_async(P* to, const P* from) {
+  if constexpr (sizeof(P) >= 4) __pipeline_memcpy_async(to, from, sizeof(P));
+  else *to = *from;
+}
+FASTDIFF_INLINE void wait_for_copies() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+}
+
 FASTDIFF_INLINE double element(const Matrix& m, int64_t n, int64_t c) {
   const int64_t i = n * m.stride_n + c * m.stride_c;
   switch (m.dtype) {
@@ -90,8 +103,10 @@ constexpr int kThreads = 256;
 
 inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 
-// Shared memory whose size the launch says, aligned to 16 bytes.
-constexpr int64_t kSharedBytes = 48 << 10;  // that a launch may ask for
+// Shared memory whose size the launch says, aligned to 16 bytes. A block may have this much on every GPU since sm_80, and an
+// sm_90 then runs two of them, one loading while the other stores.
+constexpr int64_t kSharedBytes = 99 << 10;
+constexpr int64_t kSharedUnasked = 48 << 10;  // above it a kernel must be told
 #ifdef FASTDIFF_SIMULATED  // tests/cuda_sim
 #define FASTDIFF_DYNAMIC_SHARED(name) auto* name = static_cast<unsigned char*>(::cuda_sim::dynamic_shared())
 #else
@@ -107,6 +122,11 @@ const char* launch_with_shared(void (*kernel)(P...), int64_t blocks, int64_t sha
 #ifdef FASTDIFF_SIMULATED
   ::cuda_sim::run(static_cast<unsigned>(blocks), kThreads, shared_bytes, [=] { kernel(arguments...); });
 #else
+  if (shared_bytes > kSharedUnasked) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
   kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
 #endif
   const cudaError_t error = cudaGetLastError();

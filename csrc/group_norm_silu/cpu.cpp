@@ -96,7 +96,8 @@ void pixel_moments(const GroupNormSiluArgs& a, int64_t begin, int64_t end) {
 // Joins the chunks of groups [first, last) of image n: mean and rstd, and the coefficients of their channels.
 template <class S>
 void finish(const GroupNormSiluArgs& a, int64_t n, int64_t first, int64_t last) {
-  const int64_t groups = last - first, columns = a.columns / a.groups, channels = a.channels / a.groups, width = groups * columns;
+  const int64_t groups = last - first, columns = a.columns / a.groups, channels = a.channels / a.groups;
+  const int64_t width = groups * columns;
   const Scratch<double> scratch(2 * width + 2 * groups);
   double* __restrict center = scratch.data();
   double *__restrict sum = center + width, *__restrict mean = sum + width, *__restrict variance = mean + groups;

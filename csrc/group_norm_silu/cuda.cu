@@ -1,7 +1,7 @@
 // GroupNorm + FiLM + activation on CUDA, forward.
 //
-// A group that fits in shared memory is read once: a warp or a block has it to itself. Else three kernels, which fill the GPU
-// at batch 1 too: moments of chunks of fixed size, their combination in a fixed order, one pass that writes y.
+// Groups that fit in shared memory are read once (cuda_one_pass.cu). Else three kernels, which fill the GPU at batch 1 too:
+// moments of chunks of fixed size, their combination in a fixed order, one pass that writes y.
 #include "cuda.h"
 
 namespace fastdiff {
@@ -9,74 +9,6 @@ namespace cuda {
 namespace {
 
 constexpr int kFirst = 8;  // values whose mean is what the others are taken from
-
-// ---- one pass ----
-
-// Bytes of shared memory that a group takes: its elements, and two coefficients for each channel.
-template <class T>
-__host__ __device__ inline int64_t kept_bytes(const GroupNormSiluArgs& a) {
-  return (a.runs.length * sizeof(T) + 15) / 16 * 16 + (a.group_channels * 2 * sizeof(Compute<T>) + 15) / 16 * 16;
-}
-
-// kTeam threads, a warp or the block, have one group of NCHW to themselves.
-template <class T, Act kAct, int kCount, int kTeam>
-__global__ void __launch_bounds__(kThreads) one_pass(const GroupNormSiluArgs a) {
-  using S = Compute<T>;
-  __shared__ S shared[kThreads / 32];
-  FASTDIFF_DYNAMIC_SHARED(memory);
-  const int team = threadIdx.x / kTeam, thread = threadIdx.x % kTeam;
-  const int64_t run = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + team;
-  if (run >= a.images * a.groups) return;  // a whole warp, which has no barrier but its own
-  const int64_t n = run / a.groups, g = run % a.groups, channels = a.group_channels;
-  const int length = static_cast<int>(a.runs.length), pixels = static_cast<int>(a.pixels);
-  const S share = S{1} / static_cast<S>(length);
-  unsigned char* own = memory + team * kept_bytes<T>(a);
-  auto* kept = reinterpret_cast<Pack<T, kCount>*>(own);
-  S* factor = reinterpret_cast<S*>(own + (length * sizeof(T) + 15) / 16 * 16);
-  S* offset = factor + channels;
-
-  const auto sum = [&](S v) { return kTeam == 32 ? warp_sum(v) : block_sum<kThreads>(v, shared); };
-  const auto* x = reinterpret_cast<const Pack<T, kCount>*>(static_cast<const T*>(a.x) + run * a.runs.length);
-  const S shift = widen(*reinterpret_cast<const T*>(x));
-  S total{};
-  for (int i = thread; i < length / kCount; i += kTeam) {
-    const Pack<T, kCount> v = x[i];
-    kept[i] = v;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) total += widen(v.v[k]) - shift;
-  }
-  const S rough = shift + sum(total) * share;
-  // About the rough mean the squares cannot cancel, and the sum of what is left mends it.
-  S rest{}, square{};
-  for (int i = thread; i < length / kCount; i += kTeam) {
-    const Pack<T, kCount> v = kept[i];
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const S d = widen(v.v[k]) - rough;
-      rest += d, square += d * d;
-    }
-  }
-  rest = sum(rest) * share, square = sum(square) * share - rest * rest;
-  const S mean = rough + rest, rstd = 1 / square_root((square < 0 ? 0 : square) + static_cast<S>(a.eps));
-  for (int64_t c = thread; c < channels; c += kTeam) {
-    const Folded<S> f = fold(a, n, g * channels + c, rstd, (mean - rough) - rest);
-    factor[c] = f.factor, offset[c] = f.offset;
-  }
-  if (thread == 0) static_cast<S*>(a.mean)[run] = mean, static_cast<S*>(a.rstd)[run] = rstd;
-  if (kTeam == 32) __syncwarp();
-  else __syncthreads();
-
-  auto* y = reinterpret_cast<Pack<T, kCount>*>(static_cast<T*>(a.y) + run * a.runs.length);
-  for (int i = thread; i < length / kCount; i += kTeam) {
-    Pack<T, kCount> v = kept[i];
-    const int c = i * kCount / pixels;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) v.v[k] = narrow<T>(activate<kAct>(madd(widen(v.v[k]) - mean, factor[c], offset[c])));
-    y[i] = v;
-  }
-}
-
-// ---- two passes ----
 
 template <class S>
 FASTDIFF_INLINE S* moments_of(const GroupNormSiluArgs& a, int64_t n, int64_t chunk) {
@@ -165,7 +97,8 @@ __global__ void __launch_bounds__(kThreads) finish(const GroupNormSiluArgs a) {
   const auto over_chunks = [&](double center, auto&& f) {
     double total = 0;
     for (int64_t k = lane; k < a.runs.count * columns; k += 32) {
-      const int64_t chunk = static_cast<uint32_t>(k) / static_cast<uint32_t>(columns), rest = a.runs.length - chunk * a.runs.size;
+      const int64_t chunk = static_cast<uint32_t>(k) / static_cast<uint32_t>(columns);
+      const int64_t rest = a.runs.length - chunk * a.runs.size;
       const S* m = moments_of<S>(a, n, chunk) + g * columns + (k - chunk * columns);
       total += f(static_cast<double>(a.runs.size < rest ? a.runs.size : rest), m[0] - center + m[a.columns], m[2 * a.columns]);
     }
@@ -198,18 +131,6 @@ __global__ void __launch_bounds__(kThreads) apply(const GroupNormSiluArgs a) {
 }
 
 template <class T, Act kAct>
-const char* launch_one_pass(const GroupNormSiluArgs& a, void* stream) {
-  const bool packed = a.pixels % kPack<T> == 0 && (address(a.x) | address(a.y)) % 16 == 0;
-  const int64_t runs = a.images * a.groups;
-  constexpr int kTeams = kThreads / 32;
-  if (kTeams * kept_bytes<T>(a) <= kSharedBytes)
-    return launch_with_shared(packed ? one_pass<T, kAct, kPack<T>, 32> : one_pass<T, kAct, 1, 32>, (runs + kTeams - 1) / kTeams,
-                              kTeams * kept_bytes<T>(a), stream, a);
-  return launch_with_shared(packed ? one_pass<T, kAct, kPack<T>, kThreads> : one_pass<T, kAct, 1, kThreads>, runs,
-                            kept_bytes<T>(a), stream, a);
-}
-
-template <class T, Act kAct>
 const char* launch_two_passes(const GroupNormSiluArgs& a, void* stream) {
   const bool aligned = address(a.x) % 16 == 0;
   const char* error;
@@ -237,10 +158,8 @@ using namespace cuda;
 
 const char* group_norm_silu_cuda_launch(const GroupNormSiluArgs& a, void* stream) {
   const char* error = nullptr;
-  with_types(a.dtype, a.act, [&]<class T, Act kAct>() {
-    const bool fits = !a.channels_last && kept_bytes<T>(a) <= kSharedBytes;
-    error = fits ? launch_one_pass<T, kAct>(a, stream) : launch_two_passes<T, kAct>(a, stream);
-  });
+  if (launch_one_pass(a, stream, error)) return error;
+  with_types(a.dtype, a.act, [&]<class T, Act kAct>() { error = launch_two_passes<T, kAct>(a, stream); });
   return error;
 }
 

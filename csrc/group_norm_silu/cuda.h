@@ -126,4 +126,43 @@ FASTDIFF_INLINE S warp_sum(S v) {
   return v;
 }
 
+template <Act kAct, class S>
+FASTDIFF_INLINE S derivative_at(S grad, S centred, S factor, S offset) {
+  return grad * derivative<kAct>(madd(centred, factor, offset));
+}
+
+// The product is rounded before level is added, as level was: for a group of one element they cancel to the last bit.
+template <class S>
+FASTDIFF_INLINE S dx_of(S dz, S centred, S factor, S slope, S level) {
+  return madd(centred, slope, rounded_product(dz, factor) + level);
+}
+
+// dscale and dshift of a channel, and the image's shares of its dweight and dbias.
+template <class S>
+FASTDIFF_INLINE void write_gradients(const GroupNormSiluBackwardArgs& b, int64_t n, int64_t c, S rstd, S dz_x, S dz) {
+  const GroupNormSiluArgs& a = b.forward;
+  const int64_t at = n * a.channels + c;
+  const S modulation = a.scale.data ? 1 + static_cast<S>(element(a.scale, n, c)) : S{1};
+  const S with_xhat = dz_x * rstd;
+  S* shares = static_cast<S*>(b.shares) + n * 2 * a.channels + c;
+  shares[0] = modulation * with_xhat, shares[a.channels] = modulation * dz;
+  if (a.shift.data) store_element(b.dshift, a.shift.dtype, at, dz);
+  if (!a.scale.data) return;
+  S dscale = a.weight.data ? with_xhat * static_cast<S>(element(a.weight, 0, c)) : with_xhat;
+  if (a.bias.data) dscale = madd(static_cast<S>(element(a.bias, 0, c)), dz, dscale);
+  store_element(b.dscale, a.scale.dtype, at, dscale);
+}
+
+// What the statistics add to dx, from the sums over a group's channels of factor dz (x - mean) and of factor dz.
+template <class S>
+struct Terms {
+  FASTDIFF_INLINE Terms(const GroupNormSiluArgs& a, S rstd, double with_x, double without)
+      : slope(static_cast<S>(-with_x * a.share * rstd * rstd)), level(static_cast<S>(-without * a.share)) {}
+  S slope, level;
+};
+
+// Where groups fit in shared memory: false where they do not, else it has run, and error says how.
+bool launch_one_pass(const GroupNormSiluArgs& a, void* stream, const char*& error);
+bool launch_one_pass(const GroupNormSiluBackwardArgs& b, void* stream, const char*& error);
+
 }  // namespace fastdiff::cuda

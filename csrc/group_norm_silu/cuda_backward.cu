@@ -1,5 +1,6 @@
-// GroupNorm + FiLM + activation on CUDA, backward: sums of dz (x - mean) and of dz for each image and channel over chunks of
-// fixed size, their combination in a fixed order, then one pass that writes dx.
+// GroupNorm + FiLM + activation on CUDA, backward. Groups whose x and gradient fit in shared memory are read once
+// (cuda_backward_one_pass.cu). Else sums of dz (x - mean) and of dz for each image and channel over chunks of fixed size, their
+// combination in a fixed order, then one pass that writes dx.
 #include "cuda.h"
 
 namespace fastdiff {
@@ -22,11 +23,6 @@ __global__ void __launch_bounds__(kThreads) prepare(const GroupNormSiluArgs a) {
   coefficients.factor[c] = f.factor, coefficients.offset[c] = f.offset;
 }
 
-template <Act kAct, class S>
-FASTDIFF_INLINE S derivative_at(S grad, S centred, S factor, S offset) {
-  return grad * derivative<kAct>(madd(centred, factor, offset));
-}
-
 // NCHW: a warp has a chunk of one channel's pixels.
 template <class T, Act kAct, int kCount>
 __global__ void __launch_bounds__(kThreads) row_sums(const GroupNormSiluBackwardArgs b) {
@@ -41,15 +37,22 @@ __global__ void __launch_bounds__(kThreads) row_sums(const GroupNormSiluBackward
   const S mean = m.mean[c], factor = m.factor[c], offset = m.offset[c];
   const auto* x = reinterpret_cast<const Pack<T, kCount>*>(static_cast<const T*>(a.x) + at);
   const auto* grad = reinterpret_cast<const Pack<T, kCount>*>(static_cast<const T*>(b.grad) + at);
+  // A few elements first, then those sums: an addition to a large sum loses most.
+  constexpr int kFew = sizeof(T) == 8 ? 1 : kCount >= 4 ? 2 : 8;
   S sum_dz_x{}, sum_dz{};
-#pragma unroll 2
-  for (int64_t p = lane; p < size / kCount; p += 32) {
-    const Pack<T, kCount> vx = x[p], vg = grad[p];
+  for (int64_t p = lane; p < size / kCount; p += 32 * kFew) {
+    S few_dz_x{}, few_dz{};
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const S centred = widen(vx.v[k]) - mean, dz = derivative_at<kAct>(widen(vg.v[k]), centred, factor, offset);
-      sum_dz_x += dz * centred, sum_dz += dz;
+    for (int u = 0; u < kFew; ++u) {
+      if (p + 32 * u >= size / kCount) break;
+      const Pack<T, kCount> vx = x[p + 32 * u], vg = grad[p + 32 * u];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        const S centred = widen(vx.v[k]) - mean, dz = derivative_at<kAct>(widen(vg.v[k]), centred, factor, offset);
+        few_dz_x += dz * centred, few_dz += dz;
+      }
     }
+    sum_dz_x += few_dz_x, sum_dz += few_dz;
   }
   sum_dz_x = warp_sum(sum_dz_x), sum_dz = warp_sum(sum_dz);
   if (lane) return;
@@ -112,21 +115,12 @@ __global__ void __launch_bounds__(kThreads) combine(const GroupNormSiluBackwardA
       dz_x += sums[0], dz += sums[a.channels];
     }
     with_x += m.factor[c] * dz_x, without += m.factor[c] * dz;
-    const int64_t at = n * a.channels + c;
-    const S modulation = a.scale.data ? 1 + static_cast<S>(element(a.scale, n, c)) : S{1};
-    const S total = static_cast<S>(dz), with_xhat = static_cast<S>(dz_x) * rstd;
-    S* shares = static_cast<S*>(b.shares) + n * 2 * a.channels + c;
-    shares[0] = modulation * with_xhat, shares[a.channels] = modulation * total;
-    if (a.shift.data) store_element(b.dshift, a.shift.dtype, at, total);
-    if (!a.scale.data) continue;
-    S dscale = a.weight.data ? with_xhat * static_cast<S>(element(a.weight, 0, c)) : with_xhat;
-    if (a.bias.data) dscale = madd(static_cast<S>(element(a.bias, 0, c)), total, dscale);
-    store_element(b.dscale, a.scale.dtype, at, dscale);
+    write_gradients(b, n, c, rstd, static_cast<S>(dz_x), static_cast<S>(dz));
   }
   with_x = warp_sum(with_x), without = warp_sum(without);
+  const Terms<S> group(a, rstd, with_x, without);
   S* terms = static_cast<S*>(b.terms) + n * 2 * a.channels;
-  for (int64_t c = begin + lane; c < begin + channels; c += 32)
-    terms[c] = static_cast<S>(-with_x * a.share * rstd * rstd), terms[a.channels + c] = static_cast<S>(-without * a.share);
+  for (int64_t c = begin + lane; c < begin + channels; c += 32) terms[c] = group.slope, terms[a.channels + c] = group.level;
 }
 
 template <class T, Act kAct, class I, int kCount>
@@ -143,8 +137,7 @@ __global__ void __launch_bounds__(kThreads) write_dx(const GroupNormSiluBackward
       const int64_t c = place.c + (a.channels_last ? k : 0);
       const S centred = widen(v.v[k]) - m.mean[c];
       const S dz = derivative_at<kAct>(widen(grad.v[k]), centred, m.factor[c], m.offset[c]);
-      // The product is rounded before level is added, as level was: for a group of one element they cancel to the last bit.
-      v.v[k] = narrow<T>(madd(centred, terms[c], rounded_product(dz, m.factor[c]) + terms[a.channels + c]));
+      v.v[k] = narrow<T>(dx_of(dz, centred, m.factor[c], terms[c], terms[a.channels + c]));
     }
     *reinterpret_cast<Pack<T, kCount>*>(static_cast<T*>(b.dx) + first) = v;
   });
@@ -198,7 +191,7 @@ using namespace cuda;
 const char* group_norm_silu_backward_cuda_launch(const GroupNormSiluBackwardArgs& b, void* stream) {
   const GroupNormSiluArgs& a = b.forward;
   const char* error = nullptr;
-  if (a.images > 0)
+  if (a.images > 0 && !launch_one_pass(b, stream, error))
     with_types(a.dtype, a.act, [&]<class T, Act kAct>() { error = launch_passes<T, kAct>(b, stream); });
   if (error) return error;
   return a.dtype == DType::f64 ? launch(parameters<double>, blocks_for(a.channels), stream, b)

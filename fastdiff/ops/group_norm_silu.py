@@ -137,8 +137,13 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("three pixels of many channels", normal(2, 330, 1, 3), 11)
     yield make("many pixels", normal(1, 6, 97, 89), 3, with_="wsh")
     yield make("many pixels channels_last", normal(1, 18, 97, 89).contiguous(memory_format=last), 3, "gelu", with_="bh")
+    yield make("more than a block keeps", normal(1, 4, 160, 164), 2)
+    yield make("more than a block keeps, odd", normal(1, 3, 229, 233), 1, with_="wsh")
+    yield make("uneven bundles of groups channels_last", normal(2, 28, 7, 6).contiguous(memory_format=last), 7)
+    yield make("groups of two channels channels_last", normal(2, 40, 5, 5).contiguous(memory_format=last), 20)
     yield make("batch 1", normal(1, 40, 28, 28), 8)
     yield make("many small images", normal(70, 6, 3, 3), 3)
+    yield make("many small images channels_last", normal(150, 16, 2, 2).contiguous(memory_format=last), 8)
     yield make("no images", normal(0, 8, 4, 4), 2)
     yield make("off an aligned address", normal(2 * 8 * 4 * 4 + 1)[1:].view(2, 8, 4, 4), 2)
     for name, shape, with_ in (

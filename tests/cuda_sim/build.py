@@ -2,13 +2,14 @@
 
     python tests/cuda_sim/build.py [plain|thread|address] [--tree SOURCE_TREE] [--only film,...]
 
-Objects and libraries are kept under fastdiff-cuda-sim-UID in the system's folder for temporary files, and made once for each
-content of what they are made of.
+Objects and libraries are kept under fastdiff-cuda-sim-UID in the system's folder for temporary files, made once for each content
+of what they are made of, and removed when no build has used them for a week.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,10 +30,18 @@ ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 FLAGS = {
     "plain": ["-O1"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
-    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
+    # Null and overflowing pointers meet AddressSanitizer where they are used, and to ask earlier doubles compiling.
+    "address": [
+        "-O1",
+        "-g1",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize=vptr,null,pointer-overflow",
+        "-fno-sanitize-recover=undefined",
+    ],
 }
 INCLUDE = re.compile(r"^#\s*include\s*[<\"]([^>\"]+)", re.MULTILINE)
+DAYS_KEPT = 7
 RUNTIME = {"thread": "libtsan.so", "address": "libasan.so"}  # what a process must load first
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w", "-DFASTDIFF_CUDA", "-DFASTDIFF_SIMULATED"]
 
@@ -71,6 +81,7 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
         raise ValueError(f"no CUDA kernels in {sorted(set(only) - set(folders))}")
     store = Path(tempfile.gettempdir()) / f"fastdiff-cuda-sim-{os.getuid()}"
     store.mkdir(exist_ok=True)
+    _forget_unused(store)
 
     def compiled(source: Path) -> Path:
         return _object(variant, source, csrc, store)
@@ -81,6 +92,7 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
     folder = store / _digest([variant, *(o.name for o in objects)])
     library = folder / "libcuda_sim.so"
     if library.is_file():
+        os.utime(folder)
         return library
     work = Path(tempfile.mkdtemp(dir=store))
     pages = ((work / f"{name}.s") for name in ("first", "last"))
@@ -97,6 +109,14 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
     return library
 
 
+def _forget_unused(store: Path) -> None:
+    """Removes what no build has used for DAYS_KEPT days."""
+    for made in store.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # by another process
+            if time.time() - made.stat().st_mtime > DAYS_KEPT * 86400:
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
+
+
 def _object(variant: str, source: Path, csrc: Path, store: Path) -> Path:
     """A source file compiled, or what an earlier build made of the same text."""
     # Sanitizers watch the kernels, not their scheduler.
@@ -107,6 +127,7 @@ def _object(variant: str, source: Path, csrc: Path, store: Path) -> Path:
     parts += [part for text in _texts(source, folders) for part in (text.name, text.read_bytes())]
     out = store / f"{_digest(parts)}.o"
     if out.is_file():
+        os.utime(out)
         return out
     unfinished = out.with_suffix(f".{os.getpid()}.o")
     command = ["g++", *flags, f"-fdebug-prefix-map={csrc.parent}=.", f"-I{folders[0]}", f"-I{csrc.name}"]

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -69,11 +71,21 @@ struct Fiber {
 
   uint64_t value;
   void *stack_pointer, *tsan;
+  std::deque<std::vector<Copy>> copies{};  // groups under way, the last one not committed
 };
 
-// Memory that sanitizers keep the order of a block's threads by: its own for each block, since blocks have no order.
+// What ThreadSanitizer keeps the order of threads at one barrier by. In turn with another: a thread that leaves a barrier late
+// must not be ordered after those that have come to the next one already.
+struct Tag {
+  char turns[2];
+  bool turn = false;
+  char* now() { return &turns[turn]; }
+  void next() { turn = !turn; }
+};
+// A block's own, since blocks have no order.
 struct Tags {
-  char barrier, warps[32];
+  Tag barrier;
+  std::map<unsigned, Tag> warps[32];  // by the mask of the operation
 };
 
 struct Simulation {
@@ -89,9 +101,13 @@ struct Simulation {
 
 std::string last;  // what last_error() still points to
 
-std::vector<char*>& stacks() {
-  static std::vector<char*> all;
-  return all;
+// Each set of fibers (see tsan_fiber) has its own.
+char* stack_of(unsigned id, unsigned set) {
+  static std::vector<char*> sets[2];
+  while (sets[set].size() <= id)
+    sets[set].push_back(static_cast<char*>(
+        mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
+  return sets[set][id];
 }
 
 void acquire(void* tag) {
@@ -136,17 +152,14 @@ void* tsan_fiber(unsigned id, unsigned set) {
 }
 
 void prepare(Fiber& fiber, unsigned id, unsigned set) {
-  while (stacks().size() <= id)
-    stacks().push_back(static_cast<char*>(
-        mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
-  char* stack = stacks()[id];
+  char* stack = stack_of(id, set);
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(stack, kStack);
   void** top = reinterpret_cast<void**>(stack + kStack - 64);  // as after a call: 8 bytes off a multiple of 16
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&enter);
   top -= 6;  // the registers that a switch restores
   std::memset(top, 0, 6 * sizeof(void*));
-  fiber = {id, State::running, 0, 0, top, tsan_fiber(id, set)};
+  fiber = {id, State::running, 0, 0, top, tsan_fiber(id, set), {}};  // copies that nobody waited for never arrive
 }
 
 // Lets every warp go on whose waiting lanes are all that its operation names.
@@ -161,8 +174,8 @@ bool release_warps() {
       if (!(fiber.mask >> lane & 1)) continue;
       const bool exists = first + lane < fibers.size();
       if (!exists || fibers[first + lane].state == State::done) {
-        sim.error = "a warp operation waits for lane " + std::to_string(lane) + (exists ? ", which has exited" : ", which is not in the block") +
-                    " (block " + std::to_string(block_index.x) + ", thread " + std::to_string(fiber.id) + ")";
+        sim.error = "a warp operation waits for lane " + std::to_string(lane) +
+                    (exists ? ", which has exited" : ", which is not in the block") + " (block " + std::to_string(block_index.x) + ", thread " + std::to_string(fiber.id) + ")";
         return false;
       }
       all &= fibers[first + lane].state == State::at_warp && fibers[first + lane].mask == fiber.mask;
@@ -170,6 +183,7 @@ bool release_warps() {
     if (!all) continue;
     for (unsigned lane = 0; lane < 32; ++lane)
       if (fiber.mask >> lane & 1) sim.fibers[first + lane].state = State::running;
+    sim.tags->warps[first / 32][fiber.mask].next();
     any = true;
   }
   return any;
@@ -186,7 +200,10 @@ void fresh_shared_memory() {
 
 // How threads and blocks take turns: CUDA_SIM_ORDER = up, down, or a number that seeds a shuffle.
 struct Order {
-  explicit Order(const char* text) : down(text && !std::strcmp(text, "down")), random(text && *text >= '0' && *text <= '9'), generator(random ? std::atoi(text) : 0) {}
+  explicit Order(const char* text)
+      : down(text && !std::strcmp(text, "down")),
+        random(text && *text >= '0' && *text <= '9'),
+        generator(random ? std::atoi(text) : 0) {}
   bool down, random;
   std::mt19937 generator;
   void arrange(std::vector<unsigned>& turns) {
@@ -208,18 +225,21 @@ void run_block(Order& order) {
       ran = true;
       if (!sim.error.empty()) return;
     }
-    const auto in = [&](State s) { return static_cast<size_t>(std::count_if(sim.fibers.begin(), sim.fibers.end(), [&](auto& f) { return f.state == s; })); };
+    const auto in = [&](State s) {
+      return static_cast<size_t>(std::count_if(sim.fibers.begin(), sim.fibers.end(), [s](auto& f) { return f.state == s; }));
+    };
     const size_t done = in(State::done), waiting = in(State::at_barrier);
     if (done == count) return;
     if (waiting == count) {
       for (auto& fiber : sim.fibers) fiber.state = State::running;
+      sim.tags->barrier.next();
       continue;
     }
     if (release_warps()) continue;
     if (!sim.error.empty()) return;
     if (!ran) {
-      sim.error = "block " + std::to_string(block_index.x) + " hangs: " + std::to_string(waiting) + " threads wait at __syncthreads, " +
-                  std::to_string(done) + " have exited, " + std::to_string(count - waiting - done) + " wait for their warp";
+      sim.error = "block " + std::to_string(block_index.x) + " hangs: " + std::to_string(waiting) +
+                  " threads wait at __syncthreads, " + std::to_string(done) + " have exited, " + std::to_string(count - waiting - done) + " wait for their warp";
       return;
     }
   }
@@ -261,11 +281,11 @@ const char* last_error() {
 }
 
 void sync_block() {
-  Tags* tags = sim.tags.get();
+  char* tag = sim.tags->barrier.now();
   sim.current->state = State::at_barrier;
-  release(&tags->barrier);
+  release(tag);
   to_host();
-  acquire(&tags->barrier);
+  acquire(tag);
 }
 
 namespace {
@@ -280,7 +300,7 @@ void wait_for_warp(unsigned mask) {
 }  // namespace
 
 void sync_warp(unsigned mask) {
-  char* tag = &sim.tags->warps[sim.current->id / 32];
+  char* tag = sim.tags->warps[sim.current->id / 32][mask].now();
   release(tag);
   wait_for_warp(mask);
   acquire(tag);
@@ -290,10 +310,32 @@ uint64_t shuffle(unsigned mask, uint64_t value, int source_lane) {
   Fiber* self = sim.current;
   self->value = value;
   wait_for_warp(mask);
-  if (!(mask >> (source_lane & 31) & 1)) fail("a shuffle reads lane " + std::to_string(source_lane & 31) + ", which its mask leaves out");
+  if (!(mask >> (source_lane & 31) & 1))
+    fail("a shuffle reads lane " + std::to_string(source_lane & 31) + ", which its mask leaves out");
   const uint64_t out = sim.fibers[self->id / 32 * 32 + (source_lane & 31)].value;
   wait_for_warp(mask);  // before anyone writes the next value
   return out;
+}
+
+void queue_copy(const Copy& copy) {
+  auto& groups = sim.current->copies;
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back(copy);
+}
+
+void commit_copies() {
+  auto& groups = sim.current->copies;
+  if (groups.empty()) groups.emplace_back();
+  groups.emplace_back();
+}
+
+bool next_copy(size_t groups_left, Copy& copy) {
+  auto& groups = sim.current->copies;
+  while (groups.size() > groups_left + 1 && groups.front().empty()) groups.pop_front();
+  if (groups.size() <= groups_left + 1) return false;
+  copy = groups.front().back();
+  groups.front().pop_back();
+  return true;
 }
 
 int lane() { return static_cast<int>(sim.current->id % 32); }

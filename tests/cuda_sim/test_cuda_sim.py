@@ -26,8 +26,11 @@ def test_no_cuda_kernel_is_without_its_simulation(simulated: dict[str, Simulated
     assert sorted(simulated) == sorted(NATIVE)
 
 
-@pytest.mark.parametrize("order", ["up", "down", "1"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+ORDERED = [*itertools.product(FLOATS, ("up", "down", "1")), (torch.float64, "up")]  # doubles run too, but are not stated
+
+
+@pytest.mark.parametrize(("dtype", "order"), ORDERED, ids=str)
 @pytest.mark.parametrize("name", NATIVE)
 def test_values_match_the_truth(
     name: str, dtype: torch.dtype, order: str, simulated: dict[str, Simulated], monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,10 @@ from cuda_sim.sanitizers import run
 
 PLANTED = HERE / "planted"
 # Small, whole and ragged; a row and several chunks; one block and several; off an aligned address.
-SAMPLES = "^(nchw|channels_last wide|images|ragged|off an aligned address)$"
+SAMPLES = (
+    "^(nchw|channels_last wide|images|ragged|off an aligned address|batch 1|more than a block keeps|"
+    "uneven bundles of groups channels_last)$"
+)
 CALLS = ("--dtypes", "float32", "--samples", SAMPLES)
 
 
@@ -63,6 +66,32 @@ BUGS = {
     "exited_lane": Bug("plain", "film", r"a warp operation waits for lane \d+, which has exited"),
     "barrier_that_some_skip": Bug("plain", "film", r"block 0 hangs: 8 threads wait at __syncthreads, 0 have exited, 248 wait"),
     "shared_never_written": Bug("plain", "film", r"film_backward \[nchw\].*output 1: inf is above"),
+    "copy_not_awaited": Bug("plain", "group_norm_silu", r"group_norm_silu \[nchw\].*output 0: inf is above"),
+    "copies_of_other_threads": Bug(
+        "thread",
+        "group_norm_silu",
+        r"ThreadSanitizer: data race csrc/group_norm_silu/cuda_backward_one_pass.cu:\d+ in backward_one_pass",
+    ),
+    "sum_read_too_early": Bug(
+        "thread",
+        "group_norm_silu",
+        r"ThreadSanitizer: data race csrc/group_norm_silu/cuda_one_pass.h:\d+ in .*sum_pixels",
+    ),
+    "chunks_share_moments": Bug(
+        "thread",
+        "group_norm_silu",
+        r"ThreadSanitizer: data race csrc/group_norm_silu/cuda.cu:\d+ in write_moments",
+    ),
+    "dynamic_shared_out_of_bounds": Bug(
+        "address",
+        "group_norm_silu",
+        r"AddressSanitizer: heap-buffer-overflow csrc/group_norm_silu/cuda_one_pass.cu:\d+ in .*one_pass",
+    ),
+    "uneven_bundle": Bug(
+        "address",
+        "group_norm_silu",
+        r"AddressSanitizer: heap-buffer-overflow csrc/group_norm_silu/../common/cuda_device.h:\d+ in .*element",
+    ),
     "ragged_chunk": Bug("plain", "film", r"film_backward \[channels_last wide\].*output 1: \S+ is above"),
 }
 

@@ -22,4 +22,14 @@ uint64_t shuffle(unsigned mask, uint64_t value, int source_lane);
 int lane();
 void* dynamic_shared();
 
+// cp.async. A copy has been read when it is queued, and is written when its thread waits for its group.
+struct Copy {
+  void* to;
+  size_t bytes;
+  alignas(16) unsigned char data[16];
+};
+void queue_copy(const Copy& copy);
+void commit_copies();
+bool next_copy(size_t groups_left, Copy& copy);  // false where no more groups than those are under way
+
 }  // namespace cuda_sim

@@ -45,5 +45,5 @@ def test_nothing_spills(kernel: str, head: int, capability: int, dtype: torch.dt
 def test_a_spill_would_be_seen() -> None:
     import triton_resources
 
-    too_much = triton_resources.kernels.Tiling(128, 128, 4, 1)
+    too_much = triton_resources.tilings.Tiling(128, 128, 4, 1)
     assert triton_resources.compiled("forward", 128, 80, tiling=too_much).spilled > 0

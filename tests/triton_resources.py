@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastdiff.ops import _attention_triton as kernels
+from fastdiff.ops._attention_triton import backward_kernels, forward_kernel, tilings
 
 CAPABILITIES, HEADS, DTYPES = (80, 90), (64, 128), (torch.bfloat16,)
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10}  # bytes that one program may have: CUDA C++ programming guide, table 27
@@ -42,7 +42,12 @@ class Resources:
     instructions: str
 
 
-KERNELS = {"forward": kernels._forward_kernel, "dkdv": kernels._dkdv_kernel, "dq": kernels._dq_kernel}
+KERNELS = {
+    "forward": forward_kernel.forward_kernel,
+    "delta": backward_kernels.delta_kernel,
+    "dkdv": backward_kernels.dkdv_kernel,
+    "dq": backward_kernels.dq_kernel,
+}
 
 
 def compiled(
@@ -50,12 +55,9 @@ def compiled(
 ) -> Resources:
     """One kernel; tiling: other than the one that is chosen for it. mask: 0 none, 1 boolean, 2 added."""
     function = KERNELS[name]
-    padded = max(16, triton.next_power_of_2(head))
-    tiling = tiling or kernels.tilings(padded, dtype, mask != 0)[name]
-    constants: dict[str, Any] = {
-        **{"HEAD": head, "PADDED": padded, "MASK": mask, "QUERIES": tiling.queries, "KEYS": tiling.keys},
-        **{a: 1 for a in function.arg_names if re.fullmatch(r"s\w+_d|sm_s", a)},
-    }
+    tiling = tiling or tilings.tilings(head, dtype, mask != 0)[name]
+    known = {"HEAD": head, "PADDED": tilings.padded(head), "MASK": mask, "QUERIES": tiling.queries, "KEYS": tiling.keys}
+    constants = {a: known.get(a, 1) for a in function.arg_names if a in known or re.fullmatch(r"s\w+_d|sm_s", a)}
     signature = {a: "constexpr" if a in constants else _type(a, dtype, mask) for a in function.arg_names}
     aligned = [a for a, kind in signature.items() if kind.startswith("*") or re.fullmatch(r"s\w+_[nhl]", a)]
     source = ASTSource(

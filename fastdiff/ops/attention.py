@@ -14,7 +14,7 @@ Shapes: q [N, H, L, D]; k, v [N, H, S, D]; mask broadcasts to [N, H, L, S]. out 
 Dtypes: q, k, v fp32, bf16, fp16 (double by the reference); mask bool, float32 or q's dtype; computed in float32, in which
 logsumexp is returned. Backward saves the inputs, out and logsumexp, and computes p again; the rounding of a logsumexp of 100
 is then a relative error of 4e-6 in p.
-On CUDA the op is Triton kernels where triton is installed, which never hold a matrix of L x S; `_attention_triton.py`.
+On CUDA the op is Triton kernels where triton is installed, which never hold a matrix of L x S: `_attention_triton/`.
 Sources: Vaswani et al. 2017, "Attention Is All You Need", equation 1; Dao 2023, "FlashAttention-2", algorithms 1 and 2.
 """
 

@@ -6,18 +6,25 @@ What the interpreter cannot show: memory races, speed, and what a compiler makes
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from fastdiff import ops
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
+if TorchVersion(version("triton")) < "3.7" and TorchVersion(version("numpy")) >= "2.4":
+    pytest.skip("the interpreter of triton before 3.7 fails with numpy 2.4 and newer", allow_module_level=True)
 
 KERNELS = "fastdiff.ops._attention_triton"
 ROOM = sys.modules["fastdiff.ops.attention"]  # the module: the function has its name in the package
@@ -37,16 +44,20 @@ def _widened(handle: Any, tl: ModuleType, handle_type: type) -> Any:
 
 def _modules() -> list[str]:
     """The kernels and triton, as far as they are imported, without triton's compiled part: it cannot be loaded twice."""
-    triton = (name for name in sys.modules if name.partition(".")[0] == "triton" and not name.startswith("triton._C"))
-    return [*triton, *({KERNELS} & set(sys.modules))]
+    return [name for name in sys.modules if re.match(rf"(triton|{re.escape(KERNELS)})(?!\._C)(\.|$)", name)]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[ModuleType]:
-    """The kernels, made for the interpreter by a triton of their own: what runs them is settled where triton is imported."""
+@contextmanager
+def interpreted() -> Iterator[ModuleType]:
+    """The kernels, made for the interpreter by a triton of their own: what runs them is settled where triton is imported.
+
+    What was imported before, made for a GPU, is there again afterwards, and nothing of what was imported in between.
+    """
+    name = KERNELS.rpartition(".")[2]
     with pytest.MonkeyPatch.context() as patch:
-        for name in _modules():
-            patch.delitem(sys.modules, name)
+        for module in _modules():
+            patch.delitem(sys.modules, module)
+        patch.delattr(ops, name, raising=False)
         patch.setenv("TRITON_INTERPRET", "1")
         import triton.language as tl
         from triton.runtime import interpreter
@@ -58,10 +69,35 @@ def kernels() -> Iterator[ModuleType]:
             return plain_dot(self, a, b, *rest)
 
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)  # it would multiply the bits as integers
-        yield importlib.import_module(KERNELS)
-        for name in _modules():
-            del sys.modules[name]
-    vars(ops).pop("_attention_triton", None)
+        try:
+            yield importlib.import_module(KERNELS)
+        finally:
+            for module in _modules():
+                del sys.modules[module]
+            vars(ops).pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[ModuleType]:
+    with interpreted() as made:
+        yield made
+
+
+def test_the_kernels_for_a_gpu_are_there_again_afterwards() -> None:
+    """Before the first test that takes the fixture: a process with a GPU goes on with kernels that run on it."""
+    real = importlib.import_module(KERNELS)
+    before = {name: sys.modules[name] for name in _modules()}
+    with interpreted() as made:
+        assert type(made.launch.forward_kernel).__name__ == "InterpretedFunction"
+        assert made is not real
+        assert sys.modules["triton"] is not before["triton"]
+        assert ops._attention_triton is made
+    assert {name: sys.modules[name] for name in _modules()} == before
+    assert ops._attention_triton is real
+    assert type(real.launch.forward_kernel).__name__ == "JITFunction"
+    assert "TRITON_INTERPRET" not in os.environ
+    foreign = made.launch.triton
+    assert not [name for name, module in sys.modules.items() if any(value is foreign for value in vars(module).values())]
 
 
 def drawn(queries: int, keys: int, d: int, dtype: torch.dtype, n: int = 1, h: int = 2) -> list[torch.Tensor]:

@@ -6,22 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .. import ops
+from ..ops.attention import HEAD_DIMS
 from .init import zeroed
 from .norm import GroupNorm, default_groups
 
-# On the CPU torch's fused attention takes 2 to 4 times as long as its matrix products for so short a sequence in bf16, and as
-# long or longer in fp32, unless the products are few.
-MATERIALISED_PIXELS, MATERIALISED_HEADS = 256, 16
-
 
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d)) v, each [N, heads, pixels, d]."""
-    n, heads, pixels, dim = q.shape
-    if q.device.type != "cpu" or pixels > MATERIALISED_PIXELS or n * heads < MATERIALISED_HEADS:
-        return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = (part.flatten(0, 1) for part in (q, k, v))
-    logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)
-    return (logits.softmax(-1) @ v).unflatten(0, (n, heads))
+    """softmax(q k^T / sqrt(d)) v, each [N, heads, pixels, d]: torch's own where d is none of the sizes that our op takes."""
+    return (ops.attention if q.shape[3] in HEAD_DIMS else F.scaled_dot_product_attention)(q, k, v)
 
 
 def default_head_dim(channels: int) -> int:
@@ -32,7 +25,8 @@ def default_head_dim(channels: int) -> int:
 class AttentionBlock(nn.Module):
     """x + proj(attention(qkv(group_norm(x)))): multi-head self-attention, every pixel attends to all of its image.
 
-    head_dim: channels of one head, a divisor of channels; None: 64, or all channels where they are fewer.
+    head_dim: channels of one head, a divisor of channels; None: 64, or all channels where they are fewer. Sizes from 8 to 256
+        run as `fastdiff.ops.attention`, others as torch's own.
     groups: of the norm; None: the largest divisor of channels not above 32.
     The output projection starts at zero, so that the block starts as the identity.
     x: [N, channels, H, W], any H and W. Returns x's shape and memory format. Raises ValueError naming the argument.

@@ -5,8 +5,10 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from fastdiff.nn import AttentionBlock, attention
+from fastdiff import ops
+from fastdiff.nn import AttentionBlock
 from fastdiff.ops._oracle import error_and_bound
+from fastdiff.ops.attention import PRODUCTS_HEADS, PRODUCTS_LOGITS
 
 
 def plain_attention(block: AttentionBlock, x: torch.Tensor, groups: int, head_dim: int) -> torch.Tensor:
@@ -33,6 +35,18 @@ def test_attention_against_plain_torch(awake, size: tuple[int, int], head_dim: i
     assert_close(torch.autograd.grad((got * probe).sum(), inputs), torch.autograd.grad((want * probe).sum(), inputs))
 
 
+@pytest.mark.parametrize(("head_dim", "ours"), [(4, False), (8, True), (256, True), (264, False)])
+def test_head_sizes_that_the_op_does_not_take_are_torchs_own(
+    awake, monkeypatch: pytest.MonkeyPatch, head_dim: int, ours: bool
+) -> None:
+    calls = []
+    own = ops.attention
+    monkeypatch.setattr(ops, "attention", lambda *a: calls.append(a) or own(*a))
+    block, x = awake(AttentionBlock(head_dim, head_dim, groups=2)), torch.randn(2, head_dim, 3, 2)
+    assert_close(block(x), plain_attention(block, x, groups=2, head_dim=head_dim), rtol=1e-4, atol=1e-4)
+    assert len(calls) == ours
+
+
 def test_attention_starts_as_the_identity() -> None:
     x = torch.randn(2, 32, 5, 4)
     assert_close(AttentionBlock(32)(x), x)
@@ -55,8 +69,8 @@ def test_attention_of_many_short_sequences_is_the_fused_one(awake, size: tuple[i
     """Eight images of three heads take another way on the CPU than one image does: same values, same gradients."""
     block = awake(AttentionBlock(24, 8, groups=6)).to(dtype)
     x = torch.randn(8, 24, *size).to(dtype)
-    assert 8 * 3 >= attention.MATERIALISED_HEADS > 3
-    assert size[0] * size[1] <= attention.MATERIALISED_PIXELS
+    assert 8 * 3 >= PRODUCTS_HEADS > 3
+    assert (size[0] * size[1]) ** 2 <= PRODUCTS_LOGITS
 
     def values_and_gradients(of: AttentionBlock, images: torch.Tensor) -> list[torch.Tensor]:
         images = images.clone().requires_grad_()

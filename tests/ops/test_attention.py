@@ -188,6 +188,60 @@ def test_on_the_cpu_it_is_torchs_own_attention_and_in_double_the_op(monkeypatch:
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(("queries", "keys", "d"), [(100, 100, 32), (9, 5, 8), (8, 40, 40), (17, 1, 64), (196, 77, 160)])
+@pytest.mark.parametrize("spread", [1, 10, 30])
+def test_products_are_as_near_to_the_truth_as_torchs_own(queries: int, keys: int, d: int, spread: float) -> None:
+    """Many short sequences in bf16, with logits so large that 8 bits of them would not do."""
+    q, k, v = drawn(queries, keys, d, torch.bfloat16, n=8, h=2)
+    q = q * spread
+    seed = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert ROOM._gains_by_products(q, k)
+
+    def run(call: Any, *of: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in of]
+        y = call(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, seed.to(y.dtype))]
+
+    truth = run(lambda *a: by_hand(*a, None, d**-0.5), *(x.double() for x in (q, k, v)))
+    got, own = run(attention, q, k, v), run(F.scaled_dot_product_attention, q, k, v)
+    for name, g, o, t in zip(("out", "dq", "dk", "dv"), got, own, truth, strict=True):
+        assert_close_to_truth(name, g, o, t, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "queries", "keys", "mask", "products"),
+    [
+        (torch.bfloat16, 16, 128, 77, False, True),
+        (torch.bfloat16, 15, 128, 77, False, False),
+        (torch.bfloat16, 16, 7, 77, False, False),
+        (torch.bfloat16, 16, 128, 1025, False, False),
+        (torch.bfloat16, 16, 128, 77, True, False),
+        (torch.float16, 16, 128, 77, False, False),
+        (torch.float32, 16, 128, 77, False, False),
+    ],
+)
+def test_who_runs_products(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: int, queries: int, keys: int, mask: bool, products: bool
+) -> None:
+    calls = []
+    own = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or own(*a, **k))
+    q, k, v = drawn(queries, keys, 16, dtype, n=1, h=heads)
+    got = attention(q, k, v, torch.ones(queries, keys, dtype=torch.bool) if mask else None)
+    assert len(calls) == (not products)
+    assert_close_to_truth("out", got, own(q, k, v), by_hand(q, k, v, None, 0.25), 1e-6)
+
+
+def test_products_compile_without_a_break() -> None:
+    q, k, v = (x.requires_grad_() for x in drawn(9, 7, 16, torch.bfloat16, n=8))
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    got, want = compiled(q, k, v), attention(q, k, v)
+    assert ROOM._gains_by_products(q, k)
+    assert torch.equal(got, want)
+    for g, w in zip(*(torch.autograd.grad(y.float().sin().sum(), (q, k, v)) for y in (got, want)), strict=True):
+        torch.testing.assert_close(g, w)
+
+
 def test_without_triton_it_warns_once() -> None:
     ROOM._warn_of_no_triton.cache_clear()
     with pytest.warns(UserWarning, match="triton is not installed"):

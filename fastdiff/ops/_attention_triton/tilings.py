@@ -41,17 +41,18 @@ def tilings(head: int, dtype: torch.dtype, masked: bool) -> dict[str, Tiling]:
 
 def _of_products(width: int, dtype: torch.dtype, masked: bool) -> dict[str, Tiling]:
     if dtype is torch.float32:  # products without tensor cores, and twice the bytes
-        rows = 32 if width <= 64 else 16
+        rows, warps = (32 if width <= 64 else 16), (8 if width == 128 else 4)
         return {
-            "forward": Tiling(rows, 16, 4, 1),
-            "dkdv": Tiling(16, 16 if masked else rows, 4, 1),
-            "dq": Tiling(rows, 16, 4, 1),
+            "forward": Tiling(rows, 16, 8 if masked and width <= 64 else 4, 1),
+            "dkdv": Tiling(16, 16 if masked else rows, warps, 1),
+            "dq": Tiling(rows, 16, warps, 1),
         }
     if width <= 64 and masked:
         return {"forward": Tiling(64, 32, 4, 3), "dkdv": Tiling(32, 32, 4, 2), "dq": Tiling(32, 32, 4, 2)}
     if width <= 64:
         return {"forward": Tiling(128, 64, 8, 3), "dkdv": Tiling(32, 64, 4, 2), "dq": Tiling(64, 32, 4, 2)}
+    if width == 128 and masked:
+        return {"forward": Tiling(64, 32, 8, 2), "dkdv": Tiling(32, 32, 8, 2), "dq": Tiling(64, 32, 8, 2)}
     if width == 128:
-        forward = Tiling(64, 32, 8, 2) if masked else Tiling(128, 64, 8, 2)
-        return {"forward": forward, "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
+        return {"forward": Tiling(128, 64, 8, 2), "dkdv": Tiling(32, 64, 8, 2), "dq": Tiling(64, 32, 8, 2)}
     return {"forward": Tiling(64, 32, 8, 1), "dkdv": Tiling(16, 32, 8, 1), "dq": Tiling(32, 32, 8, 1)}

@@ -48,11 +48,15 @@ def _step(x: torch.Tensor, m: torch.Tensor, columns: Any, clip: float) -> tuple[
     return k[2] * x0 + k[3] * x + k[4] * torch.randn_like(x), x0
 
 
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scale: float) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
 def per_image(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
-RIVALS = (film, group_norm_silu, philox_normal, q_sample, ddpm_step, sampler_step)
+RIVALS = (film, group_norm_silu, philox_normal, q_sample, ddpm_step, sampler_step, attention)
 
 
 def rival(op: Op) -> Callable[..., Any]:

@@ -2,9 +2,10 @@
 
     python benchmarks/run.py [op ...]
 
-Side by side in one process: the op, its rival (`rivals.py`) eager and under torch.compile in both memory formats and, for
-bf16, in fp16 too, and a copy of the op's first tensor, the least that memory allows. Backward is autograd's, over one forward
-that was kept. A row is written only for values that passed the gate of `fastdiff.ops._oracle` in the same run.
+Side by side in one process: the op (its public function where that chooses between ways, see `gate.py`), its rival
+(`rivals.py`) eager and under torch.compile in both memory formats and, for bf16, in fp16 too, and a copy of the op's first
+tensor, the least that memory allows. Backward is autograd's, over one forward that was kept. A row is written only for values
+that passed the gate in the same run.
 
 The process runs with an allocator that keeps freed memory (see `fastdiff.memory`): glibc's default returns it after every
 large tensor, and the page faults of the next one are then most of every variant's time.
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import torch._functorch.config
+from gate import Args, backward, ours, passes
 from record import THREADS, file_name, measured_on
 from rivals import rival
 from timing import interleaved
@@ -27,20 +29,13 @@ from timing import interleaved
 from fastdiff import ops
 from fastdiff.memory import keep_freed_memory
 from fastdiff.ops import Op, Sample
-from fastdiff.ops._oracle import as_tuple, errors_and_bounds
+from fastdiff.ops._oracle import as_tuple
 
 HERE = Path(__file__).parent
 COLUMNS = ("date", "commit", "device", "threads", "torch", "kernels", "op", "sample", "dtype", "variant", "median_us", "p20_us",
            "p80_us", "bytes", "error", "bound")  # fmt: skip
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-Args = tuple[Any, ...]
-
-
-def passes(op: Op, args: Args) -> tuple[float, float]:
-    """The largest error of the op's outputs and its bound; AssertionError where it is above."""
-    checked = errors_and_bounds(op, args)
-    assert all(error <= bound for error, bound in checked), f"{op.name}: {checked}"
-    return max(checked)
+PLAIN, FORMATS = {"": torch.contiguous_format}, {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+SEQUENCES = ("attention",)  # whose four dimensions are no image's
 
 
 def traffic(op: Op, args: Args) -> int:
@@ -74,18 +69,9 @@ def forward(function: Callable[..., Any], args: Args) -> Callable[[], Any]:
     return call
 
 
-def backward(function: Callable[..., Any], args: Args) -> Callable[[], Any]:
-    """Autograd's backward of the first output, for all floating arguments."""
-    leaves = [a.detach().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
-    wanted = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-    y = as_tuple(function(*leaves))[0]
-    grad = torch.randn_like(y)
-    return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
-
-
 def variants(op: Op, args: Args, make: Callable[..., Callable[[], Any]]) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names and calls: fastdiff, copy, and each rival with its memory format and dtype."""
-    yield "fastdiff", make(op, args)
+    yield "fastdiff", make(ours(op), args)
     tensor = first_floating(args)
     if tensor is None:
         yield "eager", make(rival(op), args)
@@ -95,7 +81,7 @@ def variants(op: Op, args: Args, make: Callable[..., Callable[[], Any]]) -> Iter
     yield "copy", lambda: target.copy_(tensor)
     half = (torch.bfloat16, torch.float16)
     for dtype in half if tensor.dtype in half else (tensor.dtype,):
-        for name, layout in FORMATS.items() if tensor.dim() == 4 else [("", torch.contiguous_format)]:
+        for name, layout in FORMATS.items() if tensor.dim() == 4 and op.name not in SEQUENCES else PLAIN.items():
             inputs = converted(args, dtype, layout)
             how = f"{name} {str(dtype).removeprefix('torch.')}".strip()
             yield f"eager {how}", make(rival(op), inputs)
@@ -122,8 +108,8 @@ def measure(names: list[str]) -> Iterator[dict]:
     machine = measured_on()
     for op, sample, dtype, checked, own in cases(names):
         torch._dynamo.reset()
+        error, bound = passes(op, sample.args, checked, own.args)
         with torch.no_grad():
-            error, bound = passes(checked, own.args)
             size = traffic(checked, own.args)
         timings = interleaved(dict(variants(op, sample.args, forward if op is checked else backward)))
         for variant, t in timings.items():

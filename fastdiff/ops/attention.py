@@ -164,6 +164,9 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield Sample("large logits", (10 * normal(2, 2, 12, 16), normal(2, 2, 12, 16), normal(2, 2, 12, 16), None, 1.0))
     yield Sample("negative scale", (normal(2, 2, 12, 16), normal(2, 2, 12, 16), normal(2, 2, 12, 16), None, -0.5))
     yield make("no images", (0, 2, 5, 8), 6)
+    yield make("large self 14x14", (16, 4, 196, 32), 196, large=True)
+    yield make("large self 32x32", (1, 8, 1024, 64), 1024, large=True)
+    yield make("large cross 32x32", (4, 8, 1024, 64), 77, large=True)
 
 
 def _backward_samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]:

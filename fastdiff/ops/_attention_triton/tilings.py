@@ -50,7 +50,8 @@ def _of_products(width: int, dtype: torch.dtype, masked: bool) -> dict[str, Tili
     if width <= 64 and masked:
         return {"forward": Tiling(64, 32, 4, 3), "dkdv": Tiling(32, 32, 4, 2), "dq": Tiling(32, 32, 4, 2)}
     if width <= 64:
-        return {"forward": Tiling(128, 64, 8, 3), "dkdv": Tiling(32, 64, 4, 2), "dq": Tiling(64, 32, 4, 2)}
+        stages = 2 if width == 16 else 3
+        return {"forward": Tiling(128, 64, 8, stages), "dkdv": Tiling(32, 64, 4, 2), "dq": Tiling(64, 32, 4, 2)}
     if width == 128 and masked:
         return {"forward": Tiling(64, 32, 8, 2), "dkdv": Tiling(32, 32, 8, 2), "dq": Tiling(64, 32, 8, 2)}
     if width == 128:

@@ -115,7 +115,7 @@ def _lines(*command: str) -> Iterator[str]:
 
 
 def table(all_functions: list[Function]) -> str:
-    """A line for each kernel and architecture: the most that any instance takes, and how many have accesses of 16 bytes and matrix products."""
+    """A line for each kernel and architecture: the most of any instance; how many have accesses of 16 bytes and products."""
     groups: dict[tuple[str, str], list[Function]] = {}
     for f in all_functions:
         groups.setdefault((f.kernel, f.arch), []).append(f)

@@ -2,8 +2,8 @@
 
     python tests/cuda_sim/build.py [plain|thread|address] [--tree SOURCE_TREE] [--only film,...]
 
-Objects and libraries are kept under fastdiff-cuda-sim-UID in the system's folder for temporary files, made once for each content
-of what they are made of, and removed when no build has used them for a week.
+Objects and libraries are kept under fastdiff-cuda-sim-UID in the folder for temporary files: made once for each content
+of what they are made of, removed when no build has used them for a week.
 """
 
 from __future__ import annotations

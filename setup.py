@@ -2,6 +2,9 @@
 
 auto (default): CPU kernels, and CUDA kernels where there is an nvcc; a failed build is said aloud, and plain torch remains.
 cpu, cuda: just that; a failed build is an error.   none: nothing is compiled.
+
+CUDAARCHS, CMake's own variable, says for which GPUs: "90a-real" compiles for Hopper alone; the default is
+"80-real;90a-real;90-virtual". FASTDIFF_BUILD_DIR keeps what was compiled; MAX_JOBS says how many compilers run.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -41,18 +43,62 @@ def examine() -> tuple[list[str], bool]:
         lines.append(f"disabled      {', '.join(ops.native.disabled)} (FASTDIFF_DISABLE)")
     devices = ["cpu"]
     if torch.cuda.is_available():
-        devices.append("cuda")
-        lines.append(f"CUDA          {torch.cuda.get_device_name()}, capability {torch.cuda.get_device_capability()}")
+        major, minor = torch.cuda.get_device_capability()
+        lines.append(f"CUDA          {torch.cuda.get_device_name()}, compute capability {major}.{minor}")
+        architectures = _architectures()
+        if architectures and not runs_on((major, minor), architectures):
+            healthy = False
+            lines.append(
+                f"              the kernels were built for {' '.join(architectures)} and do not run on this GPU: 8.0 and newer "
+                "are supported; CUDAARCHS says what a build is for, see setup.py"
+            )
+        else:
+            devices.append("cuda")
 
     lines += ["", f"{'op':28}{'device':8}{'kernel':14}largest error, of what is allowed"]
     for device in devices:
         for op in ops.REGISTRY.values():
-            error, wrong = _check(op, device)
+            try:
+                error, wrong = _check(op, device)
+            except RuntimeError as reason:  # of a kernel that does not run: the other lines still say what does
+                error, wrong = float("nan"), str(reason).splitlines()[0]
             healthy &= not wrong
             kernel = "native" if op.compiled(device.upper()) else "plain torch"
             lines.append(f"{op.name:28}{device:8}{kernel:14}{error:.0%}{'  WRONG: ' + wrong if wrong else ''}")
     lines += ["", "all well" if healthy else "something is wrong, see above"]
     return lines, healthy
+
+
+def runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
+    """Whether a GPU has code among architectures as CMake names them: "80-real", "90a-real", "90-virtual", "90".
+
+    Machine code serves later minor versions of its major version; with the letter a only its own version, with f only its
+    major version. The driver compiles PTX ("virtual", or without a suffix) for every later GPU, but not that of a or f.
+    CUDA C++ programming guide, sections 3.1.2 to 3.1.4.
+    """
+    if capability < (8, 0):
+        return False
+    for name in architectures:
+        match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", name)
+        if match is None:  # native, all, all-major: it cannot be told
+            return True
+        built, letter, kind = (int(match[1]), int(match[2])), match[3], match[4]
+        if letter == "a" and capability == built:
+            return True
+        if letter != "a" and capability[0] == built[0] and capability >= built:
+            return True
+        if not letter and kind != "-real" and capability >= built:
+            return True
+    return False
+
+
+def _architectures() -> list[str]:
+    """What the loaded library's CUDA kernels were compiled for; [] where there are none."""
+    if ops.native.path is None:
+        return []
+    from . import _C
+
+    return list(_C.build_info()["cuda_architectures"])
 
 
 def _version(package: str) -> str:

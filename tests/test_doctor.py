@@ -44,3 +44,51 @@ def test_a_missing_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     lines, healthy = doctor.examine()
     assert not healthy
     assert any("no kernel library is loaded" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "expected"),
+    [
+        ((8, 0), "80-real 90a-real 90-virtual", True),
+        ((8, 9), "80-real 90a-real 90-virtual", True),  # machine code of the same major version
+        ((9, 0), "80-real 90a-real 90-virtual", True),
+        ((12, 0), "80-real 90a-real 90-virtual", True),  # PTX
+        ((7, 5), "80-real 90a-real 90-virtual", False),
+        ((7, 5), "75", False),  # not supported whatever the build
+        ((9, 0), "90a-real", True),
+        ((10, 0), "90a-real", False),
+        ((10, 0), "90a", False),
+        ((8, 0), "86-real", False),
+        ((8, 0), "90", False),
+        ((12, 1), "120f-real", True),
+        ((9, 0), "80-real", False),
+        ((9, 0), "native", True),
+    ],
+)
+def test_which_gpus_a_build_is_for(capability: tuple[int, int], architectures: str, expected: bool) -> None:
+    assert doctor.runs_on(capability, architectures.split()) is expected
+
+
+def test_a_gpu_without_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(doctor, "_architectures", lambda: ["80-real", "90a-real", "90-virtual"])
+    lines, healthy = doctor.examine()
+    assert not healthy
+    assert any("compute capability 7.5" in line for line in lines)
+    assert any("built for 80-real 90a-real 90-virtual and do not run on this GPU" in line for line in lines)
+
+
+def test_a_kernel_that_does_not_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = ops.REGISTRY["film"]
+
+    class Broken(ops.Op):
+        def __call__(self, *args):
+            raise RuntimeError("CUDA: no kernel image")
+
+    broken = Broken(**{f.name: getattr(film, f.name) for f in dataclasses.fields(film)})
+    monkeypatch.setitem(ops.REGISTRY, "film", broken)
+    lines, healthy = doctor.examine()
+    assert not healthy
+    assert any(line.startswith("film ") and "WRONG: CUDA: no kernel image" in line for line in lines)

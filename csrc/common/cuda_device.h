@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <type_traits>
 
 #include "numeric.h"
@@ -104,14 +105,35 @@ constexpr int kThreads = 256;
 inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 
 // Shared memory whose size the launch says, aligned to 16 bytes. A block may have this much on every GPU since sm_80, and an
-// sm_90 then runs two of them, one loading while the other stores.
-constexpr int64_t kSharedBytes = 99 << 10;
-constexpr int64_t kSharedUnasked = 48 << 10;  // above it a kernel must be told
+// sm_90 then runs two of them, one loading while the other stores. A kernel's own __shared__ variables count as well.
+constexpr int64_t kOwnShared = 256;  // bytes of such variables, at most, beside memory whose size the launch says
+constexpr int64_t kSharedBytes = (99 << 10) - kOwnShared;
+constexpr int64_t kSharedUnasked = (48 << 10) - kOwnShared;  // above it a kernel must be told
 #ifdef FASTDIFF_SIMULATED  // tests/cuda_sim
 #define FASTDIFF_DYNAMIC_SHARED(name) auto* name = static_cast<unsigned char*>(::cuda_sim::dynamic_shared())
 #else
 #define FASTDIFF_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
+
+// What is wrong, in words. Of a GPU that the build has no code for, CUDA says neither which it is nor what there is.
+inline const char* explained(cudaError_t error) {
+#ifndef FASTDIFF_SIMULATED
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidKernelImage || error == cudaErrorInvalidPtx ||
+      error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidDeviceFunction) {
+    thread_local char text[320];
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    std::snprintf(text, sizeof(text),
+                  "%s: GPU %d has compute capability %d.%d, fastdiff was built for %s and needs at least 8.0 (CUDAARCHS says "
+                  "what a build is for)",
+                  cudaGetErrorString(error), device, major, minor, FASTDIFF_CUDA_ARCHITECTURES);
+    return text;
+  }
+#endif
+  return cudaGetErrorString(error);
+}
 
 // Runs a kernel in `blocks` blocks of kThreads threads, none if that is 0. Returns null, or what is wrong.
 template <class... P>
@@ -125,12 +147,12 @@ const char* launch_with_shared(void (*kernel)(P...), int64_t blocks, int64_t sha
   if (shared_bytes > kSharedUnasked) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) return explained(error);
   }
   kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
 #endif
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return error == cudaSuccess ? nullptr : explained(error);
 }
 template <class... P>
 const char* launch(void (*kernel)(P...), int64_t blocks, void* stream, std::type_identity_t<P>... arguments) {

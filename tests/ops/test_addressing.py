@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from devices import needs_cuda
 from oracle import needs_kernel
 
 from fastdiff import ops
@@ -18,14 +19,10 @@ from fastdiff import ops
 SHAPE, TIMES = (16, 2048, 2048), 33  # an image of 2^26 elements, 128 MB of bf16; together 2^31 + 2^26 elements
 FREE = 13 << 30  # x costs one image, but two outputs of x's size are real
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps one memory many times as Linux does"),
-    pytest.mark.skipif(
-        sys.platform.startswith("linux") and os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE < FREE,
-        reason="takes 13 GB of memory",
-    ),
-    needs_kernel("group_norm_silu"),
-]
+maps_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps one memory many times as Linux does")
+takes_memory = pytest.mark.skipif(
+    sys.platform.startswith("linux") and os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE < FREE, reason="takes 13 GB of memory"
+)
 
 
 @contextmanager
@@ -54,8 +51,8 @@ def repeated(image: torch.Tensor, times: int) -> Iterator[torch.Tensor]:
 
 
 def group_norm_silu(x: torch.Tensor) -> torch.Tensor:
-    scale = torch.full((1, x.shape[1]), 0.5).expand(x.shape[:2])
-    return ops.group_norm_silu(x, 4, torch.ones(x.shape[1]), None, 1e-5, scale, scale)
+    scale = torch.full((1, x.shape[1]), 0.5, device=x.device).expand(x.shape[:2])
+    return ops.group_norm_silu(x, 4, torch.ones(x.shape[1], device=x.device), None, 1e-5, scale, scale)
 
 
 def group_norm_silu_backward(x: torch.Tensor) -> torch.Tensor:
@@ -65,27 +62,36 @@ def group_norm_silu_backward(x: torch.Tensor) -> torch.Tensor:
 
 
 def film(x: torch.Tensor) -> torch.Tensor:
-    return ops.film(x, torch.full(x.shape[:2], 0.5), torch.full(x.shape[:2], 0.25), "silu")
+    scale = torch.full(x.shape[:2], 0.5, device=x.device)
+    return ops.film(x, scale, scale / 2, "silu")
+
+
+def seven(x: torch.Tensor) -> torch.Tensor:
+    """One seed for all images."""
+    return torch.full((len(x),), 7, device=x.device)
 
 
 def q_sample(x: torch.Tensor) -> torch.Tensor:
-    table = torch.rand(10, generator=torch.Generator().manual_seed(0))
-    return ops.q_sample(x, torch.tensor([3]), table, table, seeds=torch.full((len(x),), 7))[0]
+    table = torch.rand(10, generator=torch.Generator().manual_seed(0)).to(x.device)
+    return ops.q_sample(x, torch.tensor([3], device=x.device), table, table, seeds=seven(x))[0]
 
 
 def ddpm_step(x: torch.Tensor) -> torch.Tensor:
-    table = torch.rand(10, 5, generator=torch.Generator().manual_seed(0))
-    return ops.ddpm_step(x, x, torch.tensor([3]), table, seeds=torch.full((len(x),), 7))
+    table = torch.rand(10, 5, generator=torch.Generator().manual_seed(0)).to(x.device)
+    return ops.ddpm_step(x, x, torch.tensor([3], device=x.device), table, seeds=seven(x))
 
 
 def sampler_step(x: torch.Tensor) -> torch.Tensor:
-    row = torch.tensor([0.9, 0.1, 0.5, 0.4, 0.3, 0.0])
-    return ops.sampler_step(x, x, row, seeds=torch.full((len(x),), 7))[0]
+    row = torch.tensor([0.9, 0.1, 0.5, 0.4, 0.3, 0.0], device=x.device)
+    return ops.sampler_step(x, x, row, seeds=seven(x))[0]
 
 
 CALLS = (group_norm_silu, group_norm_silu_backward, film, q_sample, ddpm_step, sampler_step)
 
 
+@maps_linux
+@takes_memory
+@needs_kernel("group_norm_silu")
 def test_the_last_image_is_the_first() -> None:
     """In one test, since two at a time would take twice the memory."""
     image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
@@ -93,6 +99,20 @@ def test_the_last_image_is_the_first() -> None:
         assert images.numel() > 2**31
         for call in CALLS:
             _holds(call, images)
+
+
+@needs_cuda
+@pytest.mark.cuda
+def test_the_last_image_is_the_first_on_cuda() -> None:
+    if torch.cuda.mem_get_info()[0] < FREE + (FREE >> 1):
+        pytest.skip("takes 19 GB of the GPU's memory")
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
+    images = image.expand(TIMES, *SHAPE).contiguous()
+    assert images.numel() > 2**31
+    for call in CALLS:
+        _holds(call, images)
+    del images
+    torch.cuda.empty_cache()  # for the tests that run beside this one
 
 
 def _holds(call: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:

@@ -1,13 +1,18 @@
-"""One test over every op: values and gradients against float64, dtypes, layouts, autograd, autocast, compile, determinism."""
+"""One test over every op, on the CPU and on CUDA: values and gradients against float64, dtypes, layouts, autograd, autocast,
+compile, determinism."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
+from devices import needs_cuda, over_devices, poison
 from oracle import DTYPES, assert_close_to_truth, small
 
 from fastdiff import ops
 from fastdiff.ops import Op
+from fastdiff.ops._define import FLOATS
 from fastdiff.ops._library import schema_signature
 from fastdiff.ops._oracle import as_tuple, errors_and_bounds, in_float64
 
@@ -24,24 +29,26 @@ over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @over(OPS)
 @over_dtypes
-def test_values_match_the_truth(op: Op, dtype: torch.dtype) -> None:
-    for sample in small(op, dtype):
+@over_devices
+def test_values_match_the_truth(op: Op, dtype: torch.dtype, device: str) -> None:
+    for sample in small(op, dtype, device):
         for i, (error, bound) in enumerate(errors_and_bounds(op, sample.args)):
             assert error <= bound, f"{op.name} [{sample.name}] output {i}: error {error:.3e} is above {bound:.3e}"
 
 
 @over(DIFFERENTIABLE)
 @over_dtypes
-def test_gradients_match_the_truth(op: Op, dtype: torch.dtype) -> None:
+@over_devices
+def test_gradients_match_the_truth(op: Op, dtype: torch.dtype, device: str) -> None:
     def gradients(call, args):
         leaves = [_leaf(a) for a in args]
         outputs = [o for o, d in zip(as_tuple(call(*leaves)), differentiable, strict=True) if d]
         generator = torch.Generator().manual_seed(0)
-        seeds = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+        seeds = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device, o.dtype) for o in outputs]
         wanted = [a for a in leaves if _is_float(a)]
         return torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
 
-    for sample in small(op, dtype):
+    for sample in small(op, dtype, device):
         # group_norm_silu's statistics, say, carry no gradient
         differentiable = [o.requires_grad for o in as_tuple(op(*(_leaf(a) for a in sample.args)))]
         got = gradients(op, sample.args)
@@ -62,8 +69,9 @@ def _leaf(a: object) -> object:
 
 
 @over(DIFFERENTIABLE)
-def test_gradcheck(op: Op) -> None:
-    tiny = [s for s in op.samples(torch.float64, "cpu") if s.tiny]
+@over_devices
+def test_gradcheck(op: Op, device: str) -> None:
+    tiny = [s for s in op.samples(torch.float64, device) if s.tiny]
     assert tiny, f"{op.name} has no tiny sample"
     for sample in tiny:
         args = tuple(a.requires_grad_() if _is_float(a) and a.dtype is torch.float64 else a for a in sample.args)
@@ -74,17 +82,20 @@ def test_gradcheck(op: Op) -> None:
         assert torch.autograd.gradcheck(call, args)
 
 
+@pytest.mark.skipif(find_spec("expecttest") is None, reason="torch.library.opcheck needs expecttest")
 @over(OPS)
-def test_opcheck(op: Op) -> None:
-    samples = small(op, torch.float32)
+@over_devices
+def test_opcheck(op: Op, device: str) -> None:
+    samples = small(op, torch.float32, device)
     for sample in samples:
         torch.library.opcheck(op.overload, sample.args, test_utils=("test_schema", "test_faketensor"))
     torch.library.opcheck(op.overload, samples[0].args)  # the slow ones too: autograd registration, AOT with symbols
 
 
 @over(OPS)
-def test_outputs_are_written_in_full_and_alias_nothing(op: Op) -> None:
-    for sample in small(op, torch.float32):
+@over_devices
+def test_outputs_are_written_in_full_and_alias_nothing(op: Op, device: str) -> None:
+    for sample in small(op, torch.float32, device):
         inputs = [a for a in sample.args if isinstance(a, torch.Tensor)]
         before = [a.clone() for a in inputs]
         outputs = as_tuple(op(*sample.args))
@@ -104,11 +115,24 @@ def poisoned_memory():
 
 
 @over(OPS)
+@over_devices
 @pytest.mark.usefixtures("poisoned_memory")
-def test_poisoned_outputs(op: Op) -> None:
+def test_poisoned_outputs(op: Op, device: str) -> None:
     for dtype in DTYPES:
-        for sample in small(op, dtype):
+        for sample in small(op, dtype, device):
+            poison(*as_tuple(op(*sample.args)))  # for allocations that torch's own filling does not see
             assert not any(o.isnan().any() for o in as_tuple(op(*sample.args)) if o.is_floating_point()), sample.name
+
+
+@over(OPS)
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@needs_cuda
+def test_same_bits_from_run_to_run_on_cuda(op: Op, dtype: torch.dtype) -> None:
+    for sample in small(op, dtype, "cuda"):
+        once = as_tuple(op(*sample.args))
+        for _ in range(3):
+            assert all(map(torch.equal, once, as_tuple(op(*sample.args)))), sample.name
 
 
 @over(OPS)
@@ -129,10 +153,11 @@ def test_same_bits_from_run_to_run_and_for_any_number_of_threads(op: Op) -> None
 
 
 @over(OPS)
-def test_layout_of_outputs_is_the_inputs(op: Op) -> None:
+@over_devices
+def test_layout_of_outputs_is_the_inputs(op: Op, device: str) -> None:
     if op.name.endswith("_backward"):
         return  # its outputs lead with dx, which the forward's test of gradients covers
-    for sample in small(op, torch.float32):
+    for sample in small(op, torch.float32, device):
         x = sample.args[0]
         if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() < 3:
             continue
@@ -144,23 +169,25 @@ def test_layout_of_outputs_is_the_inputs(op: Op) -> None:
 
 
 @over(OPS)
-def test_fake_tensors_get_the_same_shapes_strides_and_dtypes(op: Op) -> None:
+@over_devices
+def test_fake_tensors_get_the_same_shapes_strides_and_dtypes(op: Op, device: str) -> None:
     from torch._subclasses import FakeTensorMode
 
     for dtype in (torch.float32, torch.bfloat16):
-        for sample in small(op, dtype):
+        for sample in small(op, dtype, device):
             with FakeTensorMode() as mode:
                 fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in sample.args]
                 described = as_tuple(op.overload(*fakes))
             for real, fake in zip(as_tuple(op(*sample.args)), described, strict=True):
-                assert (real.shape, real.dtype) == (fake.shape, fake.dtype), sample.name
+                assert (real.shape, real.dtype, real.device) == (fake.shape, fake.dtype, fake.device), sample.name
                 if real.numel():
                     assert real.stride() == fake.stride(), sample.name
 
 
 @over(DIFFERENTIABLE)
-def test_compiles_without_a_break(op: Op) -> None:
-    sample = small(op, torch.float32)[0]
+@over_devices
+def test_compiles_without_a_break(op: Op, device: str) -> None:
+    sample = small(op, torch.float32, device)[0]
     args = tuple(_leaf(a) for a in sample.args)
 
     def loss(*a):
@@ -195,8 +222,9 @@ def test_differentiable_ops_have_an_autograd_kernel_and_others_say_no(op: Op) ->
 
 
 @over(DIFFERENTIABLE)
-def test_double_backward_vmap_and_forward_ad_are_clear_errors(op: Op) -> None:
-    sample = small(op, torch.float32)[0]
+@over_devices
+def test_double_backward_vmap_and_forward_ad_are_clear_errors(op: Op, device: str) -> None:
+    sample = small(op, torch.float32, device)[0]
     index = next(i for i, a in enumerate(sample.args) if _is_float(a))
     x = sample.args[index]
 
@@ -219,10 +247,11 @@ def test_double_backward_vmap_and_forward_ad_are_clear_errors(op: Op) -> None:
 
 
 @over(OPS)
-def test_autocast_casts_nothing(op: Op) -> None:
-    sample = small(op, torch.float32)[0]
+@over_devices
+def test_autocast_casts_nothing(op: Op, device: str) -> None:
+    sample = small(op, torch.float32, device)[0]
     plain = as_tuple(op(*sample.args))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         inside = as_tuple(op(*sample.args))
     for a, b in zip(plain, inside, strict=True):
         assert a.dtype is b.dtype
@@ -239,8 +268,9 @@ def test_native_devices_are_those_stated(op: Op) -> None:
 
 
 @over(OPS)
-def test_a_nan_stays_in_its_image(op: Op) -> None:
-    for sample in small(op, torch.float32):
+@over_devices
+def test_a_nan_stays_in_its_image(op: Op, device: str) -> None:
+    for sample in small(op, torch.float32, device):
         args = list(sample.args)
         index = next((i for i, a in enumerate(args) if _is_float(a) and a.dim() >= 3 and a.shape[0] > 1 and a.numel()), None)
         if index is None:

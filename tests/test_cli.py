@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("jsonargparse", reason="the command line needs jsonargparse")
+
 import torch
 import yaml
 from PIL import Image

@@ -1,6 +1,9 @@
 import dataclasses
 
 import pytest
+
+pytest.importorskip("jsonargparse", reason="configs are read by jsonargparse")
+
 import yaml
 
 from fastdiff import config

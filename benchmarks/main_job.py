@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import math
 import statistics
 import subprocess
 import sys
@@ -26,17 +25,15 @@ from typing import Any
 import torch
 from record import THREADS, file_name, measured_on
 from report import write_results
-from rivals import group_norm_silu
 from torch import nn
 from torch.nn import functional as F
+from torch_layers import with_torch_layers
 
 from fastdiff.config import Config, build_model, load_config
 from fastdiff.data import ImageDataset, load_dataset
 from fastdiff.diffusion import DiffusionModel
 from fastdiff.memory import keep_freed_memory
 from fastdiff.nn import attention
-from fastdiff.nn.embedding import TimeEmbedding
-from fastdiff.nn.norm import GroupNorm, GroupNormSiLU
 from fastdiff.training import Trainer
 from fastdiff.training.callbacks import Callback, draw_samples
 
@@ -102,6 +99,7 @@ def work(name: str, side: str, layout: str, precision: str, mode: str) -> None:
     model = build_model(config, data.img_shape, data.num_classes)
     if side == "torch":
         with_torch_layers(model.network)
+        attention._attention = F.scaled_dot_product_attention
         train_with_torch(config, model, data)
     else:
         config = replace(config, diffusion=replace(config.diffusion, sampling_steps=SAMPLING_STEPS))
@@ -131,35 +129,6 @@ class Turns(Callback):
                 self._sample()
             print((time.perf_counter() - self._begin) / SAMPLING_STEPS, flush=True)
         sys.exit()
-
-
-class TorchNorm(nn.Module):
-    """`GroupNormSiLU` and `GroupNorm` as torch has them."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm, self.act = norm, getattr(norm, "act", "none")
-
-    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
-        norm = self.norm
-        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale, shift, self.act)
-
-
-def with_torch_layers(network: nn.Module) -> None:
-    """Every layer of fastdiff's own in the network gives way to torch's."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, GroupNorm | GroupNormSiLU):
-                setattr(module, name, TorchNorm(child))
-            elif isinstance(child, TimeEmbedding):
-                child.forward = partial(timestep_embedding, dim=child.embed_dim)
-    attention._attention = F.scaled_dot_product_attention
-
-
-def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
-    frequencies = torch.exp(torch.arange(dim // 2) * (-math.log(10000.0) / (dim // 2 - 1)))
-    angles = t[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def train_with_torch(config: Config, model: DiffusionModel, data: ImageDataset) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime
 from typing import Any
+
+import torch
 
 from fastdiff import ops
 from fastdiff.training.run_folder import environment
@@ -12,16 +15,19 @@ from fastdiff.training.run_folder import environment
 THREADS = 2
 
 
-def measured_on() -> dict[str, Any]:
-    """The columns date, commit, device, threads, torch and kernels."""
+def measured_on(device: str = "cpu") -> dict[str, Any]:
+    """The columns date, commit, device, threads, torch and kernels. FASTDIFF_COMMIT names it where there is no repository."""
     e = environment()
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        from fastdiff import _C
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": (e["git"] or "")[:10],
-        "device": e["processor"],
-        "threads": THREADS,
+        "commit": (os.environ.get("FASTDIFF_COMMIT") or e["git"] or "")[:10],
+        "device": e["cuda"] if on_gpu else e["processor"],
+        "threads": torch.get_num_threads() if on_gpu else THREADS,
         "torch": e["torch"],
-        "kernels": ops.native.cpu_level,
+        "kernels": " ".join(_C.build_info()["cuda_architectures"]) if on_gpu else ops.native.cpu_level,
     }
 
 

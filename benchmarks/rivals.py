@@ -25,8 +25,12 @@ def group_norm_silu(
     return activate(z, act) if scale is None else film(z, scale, shift, act)
 
 
-def philox_normal(shape: list[int], *_: Any) -> torch.Tensor:
-    return torch.randn(shape)
+def philox_normal(shape: list[int], seeds: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.randn(shape, device=seeds.device)
+
+
+def philox_uniform(seeds: torch.Tensor, *_: Any) -> torch.Tensor:
+    return torch.rand(seeds.shape, device=seeds.device, dtype=torch.float64)
 
 
 def q_sample(x0: torch.Tensor, t: torch.Tensor, signal: torch.Tensor, sigma: torch.Tensor, *_: Any) -> Any:
@@ -56,7 +60,7 @@ def per_image(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
-RIVALS = (film, group_norm_silu, philox_normal, q_sample, ddpm_step, sampler_step, attention)
+RIVALS = (film, group_norm_silu, philox_normal, philox_uniform, attention, q_sample, ddpm_step, sampler_step)
 
 
 def rival(op: Op) -> Callable[..., Any]:

@@ -1,0 +1,156 @@
+"""The calls that `gpu_ops.py` times: sizes that fill a GPU, most valuable first. Data is random, never zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastdiff import ops
+from fastdiff.ops import Op, Purpose
+
+Args = tuple[Any, ...]
+BF16, FP32 = torch.bfloat16, torch.float32
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one size. make(device) draws arguments; flops counts the multiplications and additions of matrix products."""
+
+    op: Op
+    name: str
+    dtype: torch.dtype
+    make: Callable[[str], Args]
+    backward: bool = False
+    layout: torch.memory_format | None = None  # of images; None: nothing has one
+    flops: int = 0
+
+    @property
+    def checked(self) -> str:
+        """What a row calls it: the op, or what its derivative runs."""
+        return f"{self.op.name}_backward" if self.backward else self.op.name
+
+
+def cases(tiny: bool) -> Iterator[Case]:
+    """tiny: all of them, at sizes for which a CPU needs no time."""
+    for backward in (False, True):
+        for layout in (LAST, FIRST):
+            yield _group_norm("64x128x64x64", (64, 128, 64, 64), BF16, layout, backward, tiny)
+    for backward in (False, True):
+        for length in (1024, 256):
+            yield _attention(16 * 1024 // length, 16, length, 64, BF16, backward, tiny)
+    yield _step("ddpm_step", BF16, tiny)
+    yield _step("sampler_step", BF16, tiny)
+    yield _q_sample(BF16, tiny)
+    yield _normal(tiny)
+    for backward in (False, True):
+        yield _film((64, 128, 64, 64), BF16, LAST, backward, tiny)
+    yield _group_norm("128x512x8x8", (128, 512, 8, 8), BF16, LAST, False, tiny)
+    yield _group_norm("64x128x64x64", (64, 128, 64, 64), FP32, LAST, False, tiny)
+    for backward in (False, True):
+        yield _film((64, 128, 64, 64), BF16, FIRST, backward, tiny)
+    yield _attention(16, 16, 256, 64, FP32, False, tiny)
+    yield _step("ddpm_step", FP32, tiny)
+    yield _uniform(tiny)
+    yield _embedding(tiny)
+
+
+def _images(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, device: str) -> torch.Tensor:
+    return torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
+
+
+def _shrunk(shape: tuple[int, ...], tiny: bool) -> tuple[int, ...]:
+    return (2, 32, 4, 4) if tiny else shape
+
+
+def _word(layout: torch.memory_format) -> str:
+    return "channels_last" if layout is LAST else "NCHW"
+
+
+def _group_norm(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, backward: bool, tiny: bool
+) -> Case:
+    def make(device: str) -> Args:
+        x = _images(_shrunk(shape, tiny), dtype, layout, device)
+        n, c = x.shape[:2]
+        weight, bias = torch.randn(c, device=device) * 0.5 + 1, torch.randn(c, device=device)
+        scale, shift = torch.randn(n, 2 * c, device=device).chunk(2, dim=1)
+        return x, 32, weight, bias, 1e-5, scale, shift, "silu"
+
+    return Case(ops.REGISTRY["group_norm_silu"], f"{name} {_word(layout)}", dtype, make, backward, layout)
+
+
+def _film(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, backward: bool, tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        x = _images(_shrunk(shape, tiny), dtype, layout, device)
+        return x, *torch.randn(x.shape[0], 2 * x.shape[1], device=device).chunk(2, dim=1), "silu"
+
+    return Case(ops.REGISTRY["film"], f"{'x'.join(map(str, shape))} {_word(layout)}", dtype, make, backward, layout)
+
+
+def _attention(n: int, heads: int, length: int, d: int, dtype: torch.dtype, backward: bool, tiny: bool) -> Case:
+    shape = (2, 2, 24, 16) if tiny else (n, heads, length, d)
+    products = 5 if backward else 2  # of queries by keys by head size; backward makes the logits again
+    flops = products * 2 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
+
+    def make(device: str) -> Args:
+        return *(torch.randn(shape, device=device, dtype=dtype) for _ in "qkv"), None, shape[3] ** -0.5
+
+    name = f"{n}x{heads} heads of {d}, length {length}"
+    return Case(ops.REGISTRY["attention"], name, dtype, make, backward, flops=flops)
+
+
+def _noisy(tiny: bool, device: str) -> tuple[tuple[int, ...], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shape, seeds, step and timesteps of a batch."""
+    shape = (2, 4, 6, 6) if tiny else (256, 4, 128, 128)
+    n = shape[0]
+    t = torch.arange(n, device=device) * 7 % 1000
+    return shape, ops.image_seeds(3, n, device), torch.tensor(5, device=device), t
+
+
+def _step(name: str, dtype: torch.dtype, tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        shape, seeds, step, t = _noisy(tiny, device)
+        x, m = (torch.randn(shape, device=device, dtype=dtype) for _ in "xm")
+        last = (seeds, step, int(Purpose.SAMPLER_STEP))
+        if name == "ddpm_step":
+            return x, m, t, torch.rand(1000, 5, device=device) + 0.1, 1.0, *last
+        return x, m, None, torch.rand(6, device=device) + 0.1, 1.0, *last
+
+    return Case(ops.REGISTRY[name], "256x4x128x128", dtype, make, layout=FIRST)
+
+
+def _q_sample(dtype: torch.dtype, tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        shape, seeds, step, t = _noisy(tiny, device)
+        signal, sigma = (torch.rand(1000, device=device) for _ in "ab")
+        x0 = torch.randn(shape, device=device, dtype=dtype)
+        return x0, t, signal, sigma, None, seeds, step, int(Purpose.TRAINING_NOISE)
+
+    return Case(ops.REGISTRY["q_sample"], "256x4x128x128", dtype, make, layout=FIRST)
+
+
+def _normal(tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        shape, seeds, step, _ = _noisy(tiny, device)
+        return list(shape), seeds, step, 0
+
+    return Case(ops.REGISTRY["philox_normal"], "256x4x128x128", FP32, make)
+
+
+def _uniform(tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        count = 100 if tiny else 1 << 22
+        return torch.randint(2**62, (count,), device=device), torch.tensor(5, device=device), 4
+
+    return Case(ops.REGISTRY["philox_uniform"], "4194304 seeds", torch.float64, make)
+
+
+def _embedding(tiny: bool) -> Case:
+    def make(device: str) -> Args:
+        return torch.randint(1000, (8 if tiny else 1 << 17,), device=device), 16 if tiny else 256, 10000.0
+
+    return Case(ops.REGISTRY["timestep_embedding"], "131072 of 256", FP32, make)

@@ -62,7 +62,7 @@ run() { # run LIMIT COMMAND...: under a time limit, and never past the end of al
   shift
   [ "$limit" -lt "$(left)" ] || limit=$(left)
   [ "$limit" -gt 5 ] || return 124
-  timeout --kill-after=5 "$limit" "$@"
+  timeout --signal=INT --kill-after=8 "$limit" "$@" # so that pytest still says what had failed by then
 }
 
 stage() { # stage NAME LIMIT COMMAND...
@@ -82,7 +82,7 @@ build() {
 }
 
 tests() { # -P: else Python would find the package of the sources before the one that was built
-  "$python" -P -m pytest -q -rfE -p no:cacheprovider --durations=5 "$@"
+  "$python" -P -m pytest -v --tb=short -rfE -p no:cacheprovider --durations=5 "$@"
 }
 
 sanitizer() { # memory errors, then races; each of a small set of calls
@@ -115,8 +115,7 @@ sanitizer_pid="" sanitizer_start=$SECONDS
 if [ "$device" = cuda ]; then # beside the tests: neither is timed
   (run 150 bash -c 'sanitizer 70' 2>&1 | tail -c 500000 >"$out/sanitizer.txt"; exit "${PIPESTATUS[0]}") &
   sanitizer_pid=$!
-  stage "doctor" 60 bash -c doctor
-  stage "tests on CUDA" 170 bash -c 'tests -n 6 -m cuda tests/cuda tests/ops'
+  stage "tests on CUDA" 170 bash -c "tests -n $((cores > 5 ? cores - 4 : 1)) -m cuda tests/cuda tests/ops"
 else
   stage "calls for a sanitizer" 60 "$python" benchmarks/gpu_calls.py --device cpu --at-most 2
   stage "tests of CUDA, on the CPU" 170 bash -c 'tests -x tests/cuda -k "memory or models"'
@@ -124,6 +123,7 @@ fi
 if [ -n "$sanitizer_pid" ]; then
   wait "$sanitizer_pid"
   record "compute-sanitizer" "$sanitizer_start" $?
+  stage "doctor" 40 bash -c doctor # after the tests, for which Triton has compiled what it needs
   grep -aE "^---|ERROR SUMMARY|RACECHECK SUMMARY|Error:|Device not supported" "$out/sanitizer.txt" | head -20 | tee -a "$out/log.txt"
 fi
 
@@ -132,7 +132,10 @@ stage "every op against torch" $((spare > 20 ? spare : 20)) "$python" benchmarks
   --seconds $((spare > 60 ? (spare > 190 ? 170 : spare - 20) : 40)) "${tiny[@]}"
 stage "U-Net against torch" 110 "$python" benchmarks/gpu_unet.py --out "$out/unet.csv" --seconds 80 "${tiny[@]}"
 if [ "$device" = cuda ] && [ "$(left)" -gt 30 ]; then # what a machine without a GPU has run too, with other versions
-  stage "tests on the CPU" 300 bash -c "OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= tests -n $cores -m 'not cuda' tests/ops tests/nn tests/models tests/diffusion"
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
+  stage "tests on the CPU" 300 bash -c "tests -q -n $cores -m 'not cuda' tests/ops tests/nn tests/models tests/diffusion"
+else
+  printf '%-28s    - s  left out\n' "tests on the CPU" | tee -a "$out/summary.txt"
 fi
 
 printf '\n=== summary after %d s\n' "$SECONDS"

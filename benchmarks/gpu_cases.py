@@ -1,4 +1,7 @@
-"""The calls that `gpu_ops.py` times: sizes that fill a GPU, most valuable first. Data is random, never zero."""
+"""The calls that `gpu_ops.py` times: sizes that fill a GPU, most valuable first. Data is random, never zero.
+
+Parameters are in x's dtype: torch's own GroupNorm on CUDA takes no other.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +79,8 @@ def _group_norm(
     def make(device: str) -> Args:
         x = _images(_shrunk(shape, tiny), dtype, layout, device)
         n, c = x.shape[:2]
-        weight, bias = torch.randn(c, device=device) * 0.5 + 1, torch.randn(c, device=device)
-        scale, shift = torch.randn(n, 2 * c, device=device).chunk(2, dim=1)
+        weight, bias = torch.randn(c, device=device).to(dtype) * 0.5 + 1, torch.randn(c, device=device).to(dtype)
+        scale, shift = torch.randn(n, 2 * c, device=device).to(dtype).chunk(2, dim=1)
         return x, 32, weight, bias, 1e-5, scale, shift, "silu"
 
     return Case(ops.REGISTRY["group_norm_silu"], f"{name} {_word(layout)}", dtype, make, backward, layout)
@@ -86,7 +89,7 @@ def _group_norm(
 def _film(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, backward: bool, tiny: bool) -> Case:
     def make(device: str) -> Args:
         x = _images(_shrunk(shape, tiny), dtype, layout, device)
-        return x, *torch.randn(x.shape[0], 2 * x.shape[1], device=device).chunk(2, dim=1), "silu"
+        return x, *torch.randn(x.shape[0], 2 * x.shape[1], device=device).to(dtype).chunk(2, dim=1), "silu"
 
     return Case(ops.REGISTRY["film"], f"{'x'.join(map(str, shape))} {_word(layout)}", dtype, make, backward, layout)
 

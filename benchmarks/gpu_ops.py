@@ -30,7 +30,7 @@ from run import COLUMNS as OP_COLUMNS
 from run import FORMATS, backward, converted, first_floating, forward
 from timing import Timing, interleaved
 
-from fastdiff.ops._oracle import as_tuple, error_and_bound, errors_and_bounds, in_float64
+from fastdiff.ops._oracle import as_tuple, errors_and_bounds, held, in_float64
 
 COLUMNS = (*OP_COLUMNS, "flops", "gb_per_s", "tflop_per_s", "of_ceiling")
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # launches are queued for all variants alike, see timing.py
@@ -68,7 +68,7 @@ def ceilings(device: str, tiny: bool) -> dict[str, tuple[float, Timing]]:
 
 
 def gradient_errors(op: Any, args: Args) -> list[tuple[float, float]]:
-    """`error_and_bound` of the gradients of the op's first output."""
+    """`held` of the gradients of the op's first output."""
 
     def gradients(function: Callable[..., Any], of: Args) -> tuple[torch.Tensor | None, ...]:
         torch.manual_seed(0)
@@ -78,7 +78,7 @@ def gradient_errors(op: Any, args: Args) -> list[tuple[float, float]]:
         return torch.autograd.grad(y, [a for a in leaves if _is_float(a)], seed, allow_unused=True)
 
     found = (gradients(op, args), gradients(op.reference, args), gradients(op.reference, in_float64(args)))
-    return [error_and_bound(*g, max(op.floor, 1e-6)) for g in zip(*found, strict=True) if g[0] is not None]
+    return [held(op, *g, max(op.floor, 1e-6)) for g in zip(*found, strict=True) if g[0] is not None]
 
 
 def _is_float(a: Any) -> bool:
@@ -126,11 +126,8 @@ def variants(case: Case, sets: list[Args], compiling: bool) -> Iterator[tuple[st
 def measure(case: Case, device: str, machine: dict, limits: dict[str, float], rounds: int, compiling: bool) -> Iterator[dict]:
     torch._dynamo.reset()
     args = case.make(device)
-    if case.backward:
-        checked = gradient_errors(case.op, args)
-    else:
-        with torch.no_grad():
-            checked = errors_and_bounds(case.op, args)
+    with torch.set_grad_enabled(case.backward):
+        checked = (gradient_errors if case.backward else errors_and_bounds)(case.op, args)
     wrong = [f"error {error:.2e} is above {bound:.2e}" for error, bound in checked if not error <= bound]
     if wrong:
         raise AssertionError(f"{case.checked} {case.name} {case.dtype}: {'; '.join(wrong)}")

@@ -18,6 +18,7 @@ MIN_SECONDS = 0.002  # a timing is of at least as many calls as take this long, 
 HEAD_START = 0.003  # seconds that the GPU waits while calls are queued
 CYCLES_PER_SECOND = 2e9  # of a GPU, or somewhat fewer
 CALLS_AT_MOST = 20  # in a queue
+CALLS_IN_A_ROW = 3  # where the GPU does not wait for them: the first one hides the host's way into the next
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def interleaved(
         host = max(_seconds(call, 1), 1e-7)
         if on_gpu:
             torch.cuda.synchronize()
-            repeats[name] = min(max(1, int(0.7 * HEAD_START / host)), CALLS_AT_MOST)
+            repeats[name] = min(max(1, int(0.7 * HEAD_START / host)), CALLS_AT_MOST) if head_start else CALLS_IN_A_ROW
         else:
             repeats[name] = max(1, round(MIN_SECONDS / host))
     taken: dict[str, list[float]] = {name: [] for name in variants}

@@ -54,6 +54,7 @@ class Op:
     native: dict[str, tuple[torch.dtype, ...]]  # dispatch key -> dtypes of the compiled kernel; {} where none is stated
     differentiable: bool
     floor: float  # absolute error allowed beside twice plain torch's, for values of order one
+    norm_bounds: dict[torch.dtype, float]  # on CUDA instead of that: how large the error's norm may be beside the truth's
     overload: torch._ops.OpOverload = field(repr=False)
     function: type[torch.autograd.Function] = field(repr=False)
 
@@ -90,6 +91,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     floor: float = 1e-6,
+    norm_bounds: dict[torch.dtype, float] | None = None,
 ) -> Op:
     """Register an op and return it.
 
@@ -99,6 +101,7 @@ def define(
     kernel: serves the op in the reference's place where no compiled kernel does; it chooses between a kernel that is made at
         run time (Triton) and the reference.
     native: the devices and dtypes with a compiled kernel, as stated in the documentation and held by a test.
+    norm_bounds: by the output's dtype, for a CUDA kernel that rounds intermediate products as the reference does not.
     backward, setup_context: as for `torch.library.register_autograd`; without them the op has no derivative, and asking
         for one is an error.
     """
@@ -116,6 +119,7 @@ def define(
         native=native or {},
         differentiable=differentiable,
         floor=floor,
+        norm_bounds=norm_bounds or {},
         overload=overload,
         function=_function(name, overload, backward, setup_context),
     )

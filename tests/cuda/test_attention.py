@@ -10,12 +10,13 @@ from devices import DEVICE, needs_cuda, on_device
 from torch.nn import functional as F
 
 from fastdiff import ops
+from fastdiff.ops._oracle import norm_error
 
 pytestmark = on_device
 OP, REFERENCE = ops.REGISTRY["attention"], ops.REGISTRY["attention"].reference
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# Of the norm of the true result. In 16 bits p and ds are rounded before their products, as in any flash attention.
-TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+# Of the norm of the true result, at logits of order one.
+TOLERANCE = {torch.float32: 8e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 HEADS = (8, 16, 40, 64, 80, 128, 160, 256)
 LENGTHS = [(1, 1), (1, 100), (7, 64), (64, 64), (100, 7), (257, 129), (130, 1000), (1024, 1024)]
 MASKS = ("bool", "excluding", "late", "additive", "bias", "per image")
@@ -44,13 +45,9 @@ def a_mask(kind: str, queries: int, keys: int, dtype: torch.dtype, n: int = 2, h
     return mask.to(DEVICE)
 
 
-def check(what: str, got: torch.Tensor, truth: torch.Tensor, at_least: float) -> None:
-    """The error's norm beside the truth's; a truth that is zero is held against values of order `at_least`."""
-    assert got.shape == truth.shape
-    truth = truth.detach()
-    error = float((got.cpu().double() - truth).norm()) / max(float(truth.norm()), at_least * truth.numel() ** 0.5)
-    bound = TOLERANCE[got.dtype]
-    assert error <= bound, f"{what}: {error:.2e} is above {bound:.0e}"  # NaN is not below
+def check(what: str, got: torch.Tensor, truth: torch.Tensor) -> None:
+    error, bound = norm_error(got.cpu(), truth.detach()), TOLERANCE[got.dtype]
+    assert error <= bound, f"{what}: {error:.2e} is above {bound:.0e}"
 
 
 def check_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -64,9 +61,9 @@ def check_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Te
     wide = None if mask is None else mask.cpu() if mask.dtype is torch.bool else mask.cpu().double()
     true_out, logsumexp = REFERENCE(*true_leaves, wide, scale)
     true_gradients = torch.autograd.grad(true_out, true_leaves, grad.cpu().double())
-    check("out", out, true_out, 0.1)
+    check("out", out, true_out)
     for name, g, t in zip(("dq", "dk", "dv"), gradients, true_gradients, strict=True):
-        check(name, g, t, 0.3)
+        check(name, g, t)
     with torch.no_grad():
         torch.testing.assert_close(OP(q, k, v, mask, scale)[1].cpu(), logsumexp.float(), rtol=4e-6, atol=4e-6)
 
@@ -133,7 +130,7 @@ def test_the_same_bits_from_run_to_run(dtype: torch.dtype) -> None:
 @over_dtypes
 def test_it_agrees_with_torchs(dtype: torch.dtype) -> None:
     q, k, v, _ = drawn(200, 333, 64, dtype)
-    tolerance = 2 * TOLERANCE[dtype]
+    tolerance = max(2 * TOLERANCE[dtype], 1e-4)  # torch's own may multiply float32 in parts
     torch.testing.assert_close(ops.attention(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=tolerance, atol=tolerance)
 
 

@@ -17,9 +17,9 @@ GIGABYTE = 1 << 30
 NO_WORKSPACE = ("film", "philox_normal", "philox_uniform", "q_sample", "ddpm_step", "sampler_step")
 
 
-def _rounded(x: torch.Tensor) -> int:
-    """Bytes that torch's allocator counts for a tensor."""
-    return (x.nbytes + 511) // 512 * 512
+def _requested(which: str = "current") -> int:
+    """Bytes asked of torch's allocator, before it rounds them up."""
+    return torch.cuda.memory_stats()[f"requested_bytes.all.{which}"]
 
 
 @needs_cuda
@@ -28,19 +28,15 @@ def test_memory_is_torchs_and_given_back(op: Op) -> None:
     for sample in [s for s in op.samples(torch.float32, DEVICE) if not s.tiny]:
         op(*sample.args)
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        before = _requested()
         outputs = as_tuple(op(*sample.args))
-        held = sum(_rounded(o) for o in outputs if o.numel())
-        assert torch.cuda.memory_allocated() - before == held, sample.name
-        if op.name in NO_WORKSPACE and sample.large and all(_dense(a) for a in sample.args):
-            assert torch.cuda.max_memory_allocated() - before == held, sample.name
+        size = sum(o.nbytes for o in outputs)
+        assert _requested() - before == size, sample.name
+        if op.name in NO_WORKSPACE and sample.large:
+            assert _requested("peak") - before == size, sample.name
         del outputs
-        assert torch.cuda.memory_allocated() == before, sample.name
-
-
-def _dense(a: object) -> bool:
-    return not isinstance(a, torch.Tensor) or a.dim() < 3 or torch.ops.aten.is_non_overlapping_and_dense(a)
+        assert _requested() == before, sample.name
 
 
 @needs_cuda
@@ -50,10 +46,10 @@ def test_group_norm_takes_little_beside_its_output(layout: torch.memory_format) 
     op = ops.REGISTRY["group_norm_silu"]
     args = (x, 32, None, None, 1e-5, None, None, "silu")
     op(*args)
-    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+    before = _requested()
     op(*args)
-    assert torch.cuda.max_memory_allocated() - before <= 1.05 * x.nbytes
+    assert x.nbytes <= _requested("peak") - before <= 1.05 * x.nbytes
 
 
 @needs_cuda
@@ -61,10 +57,10 @@ def test_attention_holds_no_matrix_of_queries_by_keys() -> None:
     q, k, v = (torch.randn(2, 4, 2048, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
     matrix = 2 * 4 * 2048 * 2048 * 2
     ops.attention(q, k, v).sum().backward()
-    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+    before = _requested()
     ops.attention(q, k, v).sum().backward()
-    assert torch.cuda.max_memory_allocated() - before < matrix // 2
+    assert _requested("peak") - before < matrix // 2
 
 
 @needs_cuda

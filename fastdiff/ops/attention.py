@@ -39,8 +39,8 @@ HEAD_DIMS = range(8, 257)
 _NoAutocast = torch._C._DisableAutocast  # for every device at once, and the reference is traced on meta, which has none
 
 # In 16 bits p and ds are rounded before their products, as in any flash attention; the reference rounds nothing but its result.
-# Twice the largest that Triton's interpreter gives over the samples, which is at large logits: there ds = p (dp - delta) cancels,
-# and delta comes from an output that was rounded. With logits of order one it is far less, see tests/cuda/test_attention.py.
+# Twice the largest that Triton's interpreter gives over the samples, at large logits: there ds = p (dp - delta) cancels, and
+# delta comes from an output that was rounded. With logits of order one it is far less, see tests/cuda/test_attention.py.
 NORM_BOUNDS = {torch.float32: 8e-6, torch.bfloat16: 7.5e-2, torch.float16: 3e-3}
 
 _HAS_TRITON = find_spec("triton") is not None  # imported by the first call that runs its kernels

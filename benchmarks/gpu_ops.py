@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 import torch._functorch.config
+from gate import backward
 from gpu_cases import Args, Case, cases
 from record import measured_on
 from rivals import rival
 from run import COLUMNS as OP_COLUMNS
-from run import FORMATS, backward, converted, first_floating, forward
+from run import FORMATS, converted, first_floating, forward
 from timing import Timing, interleaved
 
 from fastdiff.ops._oracle import as_tuple, errors_and_bounds, held, in_float64

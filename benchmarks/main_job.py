@@ -33,7 +33,6 @@ from fastdiff.config import Config, build_model, load_config
 from fastdiff.data import ImageDataset, load_dataset
 from fastdiff.diffusion import DiffusionModel
 from fastdiff.memory import keep_freed_memory
-from fastdiff.nn import attention
 from fastdiff.training import Trainer
 from fastdiff.training.callbacks import Callback, draw_samples
 
@@ -99,7 +98,6 @@ def work(name: str, side: str, layout: str, precision: str, mode: str) -> None:
     model = build_model(config, data.img_shape, data.num_classes)
     if side == "torch":
         with_torch_layers(model.network)
-        attention._attention = F.scaled_dot_product_attention
         train_with_torch(config, model, data)
     else:
         config = replace(config, diffusion=replace(config.diffusion, sampling_steps=SAMPLING_STEPS))

@@ -8,7 +8,9 @@ from functools import partial
 import torch
 from rivals import group_norm_silu
 from torch import nn
+from torch.nn import functional as F
 
+from fastdiff.nn import AttentionBlock
 from fastdiff.nn.embedding import TimeEmbedding
 from fastdiff.nn.norm import GroupNorm, GroupNormSiLU
 
@@ -26,13 +28,23 @@ class TorchNorm(nn.Module):
 
 
 def with_torch_layers(network: nn.Module) -> None:
-    """Norms and the timesteps' embedding of fastdiff's own give way to torch's; attention is torch's on a GPU."""
+    """Norms, attention and the timesteps' embedding of fastdiff's own give way to torch's."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, GroupNorm | GroupNormSiLU):
                 setattr(module, name, TorchNorm(child))
             elif isinstance(child, TimeEmbedding):
                 child.forward = partial(timestep_embedding, dim=child.embed_dim)
+            elif isinstance(child, AttentionBlock):
+                child.forward = partial(attend, child)
+
+
+def attend(block: AttentionBlock, x: torch.Tensor) -> torch.Tensor:
+    """`AttentionBlock.forward`, with torch's fused attention."""
+    pixels = block.norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]
+    qkv = block.qkv(pixels).unflatten(2, (3, -1, block.head_dim)).permute(2, 0, 3, 1, 4)  # [3, N, heads, HW, d]
+    h = block.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+    return x + h.transpose(1, 2).reshape(x.shape)
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ from run import COLUMNS as OP_COLUMNS
 from run import FORMATS, converted, first_floating, forward
 from timing import Timing, interleaved
 
-from fastdiff.ops._oracle import as_tuple, errors_and_bounds, held, in_float64
+from fastdiff.ops._oracle import as_tuple, error_and_bound, errors_and_bounds, in_float64
 
 COLUMNS = (*OP_COLUMNS, "flops", "gb_per_s", "tflop_per_s", "of_ceiling")
 COMPILE_MODE = "max-autotune-no-cudagraphs"  # launches are queued for all variants alike, see timing.py
@@ -69,7 +69,7 @@ def ceilings(device: str, tiny: bool) -> dict[str, tuple[float, Timing]]:
 
 
 def gradient_errors(op: Any, args: Args) -> list[tuple[float, float]]:
-    """`held` of the gradients of the op's first output."""
+    """`error_and_bound` of the gradients of the op's first output."""
 
     def gradients(function: Callable[..., Any], of: Args) -> tuple[torch.Tensor | None, ...]:
         torch.manual_seed(0)
@@ -78,8 +78,8 @@ def gradient_errors(op: Any, args: Args) -> list[tuple[float, float]]:
         seed = torch.randn(y.shape, device=y.device).to(y.dtype)
         return torch.autograd.grad(y, [a for a in leaves if _is_float(a)], seed, allow_unused=True)
 
-    found = (gradients(op, args), gradients(op.reference, args), gradients(op.reference, in_float64(args)))
-    return [held(op, *g, max(op.floor, 1e-6)) for g in zip(*found, strict=True) if g[0] is not None]
+    found = (gradients(op, args), gradients(op.plain, args), gradients(op.reference, in_float64(args)))
+    return [error_and_bound(*g, max(op.floor, 1e-6)) for g in zip(*found, strict=True) if g[0] is not None]
 
 
 def _is_float(a: Any) -> bool:

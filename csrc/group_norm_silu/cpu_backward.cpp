@@ -42,13 +42,20 @@ void row_sums(const GroupNormSiluBackwardArgs& b, int64_t begin, int64_t end) {
   for_indices(begin, end, a.channels, a.rows.count, [&](int64_t n, int64_t c, int64_t chunk) FASTDIFF_INLINE_LAMBDA {
     const int64_t first = chunk * a.rows.size;
     const auto line = line_at<T, kAct>(b, n, (n * a.channels + c) * a.pixels + first, OneChannel<S>{c});
+    const int64_t size = least(a.rows.size, a.pixels - first);
+    // A few elements first, then those sums: an addition to a large sum loses most.
+    constexpr int64_t kFew = 64;
     Vec<S> sum_dz_x{}, sum_dz{};
-    for_vectors<kLanesOf<S>>(least(a.rows.size, a.pixels - first), [&](int64_t at, int64_t lanes)
-                             __attribute__((always_inline)) {
-      const Vec<S> centred = line.centred(at, lanes), dz = line.dz(at, lanes, centred);
-      if (line.kept) store_up_to(line.kept + at, dz, lanes);
-      sum_dz_x = madd(dz, centred, sum_dz_x), sum_dz += dz;
-    });
+    for (int64_t start = 0; start < size; start += kFew) {
+      Vec<S> few_dz_x{}, few_dz{};
+      for_vectors<kLanesOf<S>>(least(kFew, size - start), [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+        const int64_t at = start + i;
+        const Vec<S> centred = line.centred(at, lanes), dz = line.dz(at, lanes, centred);
+        if (line.kept) store_up_to(line.kept + at, dz, lanes);
+        few_dz_x = madd(dz, centred, few_dz_x), few_dz += dz;
+      });
+      sum_dz_x += few_dz_x, sum_dz += few_dz;
+    }
     S* sums = sums_of<S>(b, n, chunk) + c;
     sums[0] = sum_lanes(sum_dz_x), sums[a.channels] = sum_lanes(sum_dz);
   });

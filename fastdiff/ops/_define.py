@@ -54,7 +54,7 @@ class Op:
     native: dict[str, tuple[torch.dtype, ...]]  # dispatch key -> dtypes of the compiled kernel; {} where none is stated
     differentiable: bool
     floor: float  # absolute error allowed beside twice plain torch's, for values of order one
-    norm_bounds: dict[torch.dtype, float]  # on CUDA instead of that: how large the error's norm may be beside the truth's
+    plain: Callable[..., Any]  # what plain torch computes in the arguments' dtype, whose error bounds that of the op
     overload: torch._ops.OpOverload = field(repr=False)
     function: type[torch.autograd.Function] = field(repr=False)
 
@@ -91,7 +91,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     floor: float = 1e-6,
-    norm_bounds: dict[torch.dtype, float] | None = None,
+    plain: Callable[..., Any] | None = None,
 ) -> Op:
     """Register an op and return it.
 
@@ -101,7 +101,7 @@ def define(
     kernel: serves the op in the reference's place where no compiled kernel does; it chooses between a kernel that is made at
         run time (Triton) and the reference.
     native: the devices and dtypes with a compiled kernel, as stated in the documentation and held by a test.
-    norm_bounds: by the output's dtype, for a CUDA kernel that rounds intermediate products as the reference does not.
+    plain: torch's own operator for the same thing, where there is one that rounds more than the reference does.
     backward, setup_context: as for `torch.library.register_autograd`; without them the op has no derivative, and asking
         for one is an error.
     """
@@ -119,7 +119,7 @@ def define(
         native=native or {},
         differentiable=differentiable,
         floor=floor,
-        norm_bounds=norm_bounds or {},
+        plain=plain or reference,
         overload=overload,
         function=_function(name, overload, backward, setup_context),
     )

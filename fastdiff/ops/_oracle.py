@@ -21,31 +21,9 @@ def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def errors_and_bounds(op: Op, args: tuple[Any, ...]) -> list[tuple[float, float]]:
-    """`held` of each output of one call."""
-    outputs, plain, truth = (as_tuple(v) for v in (op(*args), op.reference(*args), op.reference(*in_float64(args))))
-    return [held(op, *values, op.floor) for values in zip(outputs, plain, truth, strict=True)]
-
-
-def held(op: Op, got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float) -> tuple[float, float]:
-    """The error and its bound of something that the op gave: by the op's norm bounds where they count, else as all others."""
-    if got.device.type == "cuda" and got.dtype in op.norm_bounds:
-        return norm_error(got, truth), op.norm_bounds[got.dtype]
-    return error_and_bound(got, plain, truth, floor)
-
-
-def norm_error(got: torch.Tensor, truth: torch.Tensor) -> float:
-    """The norm of the error beside the truth's; a truth that is zero is held against values of a third.
-
-    Infinite where the shapes differ, or where one is finite and the other is not.
-    """
-    got, truth = got.detach(), truth.detach()
-    there = truth.isfinite()
-    if got.shape != truth.shape or not torch.equal(there, got.isfinite()):
-        return float("inf")
-    truth, got = truth[there].double(), got[there].double()
-    if not truth.numel():
-        return 0.0
-    return float((got - truth).norm()) / max(float(truth.norm()), 0.3 * truth.numel() ** 0.5)
+    """`error_and_bound` of each output of one call."""
+    outputs, plain, truth = (as_tuple(v) for v in (op(*args), op.plain(*args), op.reference(*in_float64(args))))
+    return [error_and_bound(*values, op.floor) for values in zip(outputs, plain, truth, strict=True)]
 
 
 def error_and_bound(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float) -> tuple[float, float]:

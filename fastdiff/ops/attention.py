@@ -38,11 +38,6 @@ Maybe = torch.Tensor | None
 HEAD_DIMS = range(8, 257)
 _NoAutocast = torch._C._DisableAutocast  # for every device at once, and the reference is traced on meta, which has none
 
-# In 16 bits p and ds are rounded before their products, as in any flash attention; the reference rounds nothing but its result.
-# Twice the largest that Triton's interpreter gives over the samples, at large logits: there ds = p (dp - delta) cancels, and
-# delta comes from an output that was rounded. With logits of order one it is far less, see tests/cuda/test_attention.py.
-NORM_BOUNDS = {torch.float32: 8e-6, torch.bfloat16: 7.5e-2, torch.float16: 3e-3}
-
 _HAS_TRITON = find_spec("triton") is not None  # imported by the first call that runs its kernels
 
 # On the CPU torch's fused attention takes in bf16 2 to 5 times as long as matrix products for forward and backward together,
@@ -99,6 +94,28 @@ def backward_reference(
     ds = p * (dp - (p * dp).sum(-1, keepdim=True) / total.masked_fill(total == 0, 1)) * scale
     dq, dk, dv = ds @ k.to(s.dtype), ds.transpose(-2, -1) @ q.to(s.dtype), p.transpose(-2, -1) @ g
     return laid_out_like(dq.to(q.dtype), q), laid_out_like(dk.to(k.dtype), k), laid_out_like(dv.to(v.dtype), v)
+
+
+def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Maybe, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Torch's own, which in 16 bits rounds p and ds before their products as any flash attention does."""
+    logsumexp = reference(q, k, v, mask, scale)[1].detach()
+    if mask is not None:  # torch wants two dimensions, and q's dtype
+        mask = torch.atleast_2d(mask if mask.dtype is torch.bool else mask.to(q.dtype))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale), logsumexp
+
+
+def _backward_plain(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    logsumexp: torch.Tensor,
+    *rest: Any,
+) -> tuple[torch.Tensor, ...]:
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(_plain(*leaves, *rest)[0], leaves, grad)
 
 
 def _runs_triton(q: torch.Tensor) -> bool:
@@ -188,7 +205,7 @@ _backward = define(
     " -> (Tensor, Tensor, Tensor)",
     backward_reference,
     kernel=_backward_kernel,
-    norm_bounds=NORM_BOUNDS,
+    plain=_backward_plain,
     samples=_backward_samples,
 )
 
@@ -212,7 +229,7 @@ _op = define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)",
     reference,
     kernel=_forward_kernel,
-    norm_bounds=NORM_BOUNDS,
+    plain=_plain,
     samples=_samples,
     backward=_autograd,
     setup_context=_setup_context,

@@ -10,13 +10,12 @@ from devices import DEVICE, needs_cuda, on_device
 from torch.nn import functional as F
 
 from fastdiff import ops
-from fastdiff.ops._oracle import norm_error
 
 pytestmark = on_device
 OP, REFERENCE = ops.REGISTRY["attention"], ops.REGISTRY["attention"].reference
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Of the norm of the true result, at logits of order one.
-TOLERANCE = {torch.float32: 8e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+TOLERANCE = {torch.float32: 8e-6, torch.bfloat16: 6e-3, torch.float16: 1.5e-3}
 HEADS = (8, 16, 40, 64, 80, 128, 160, 256)
 LENGTHS = [(1, 1), (1, 100), (7, 64), (64, 64), (100, 7), (257, 129), (130, 1000), (1024, 1024)]
 MASKS = ("bool", "excluding", "late", "additive", "bias", "per image")
@@ -46,7 +45,9 @@ def a_mask(kind: str, queries: int, keys: int, dtype: torch.dtype, n: int = 2, h
 
 
 def check(what: str, got: torch.Tensor, truth: torch.Tensor) -> None:
-    error, bound = norm_error(got.cpu(), truth.detach()), TOLERANCE[got.dtype]
+    """The error's norm beside the truth's; a truth that is zero is held against values of a third."""
+    truth, bound = truth.detach(), TOLERANCE[got.dtype]
+    error = float((got.detach().cpu().double() - truth).norm()) / max(float(truth.norm()), 0.3 * truth.numel() ** 0.5)
     assert error <= bound, f"{what}: {error:.2e} is above {bound:.0e}"
 
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "checks.h"
 #include "layout.h"
 #include "noise.h"
 #include "timesteps.h"
@@ -10,20 +11,9 @@ namespace fastdiff {
 
 constexpr int64_t kNoiseGrain = 16384;  // elements a thread takes at least: waking one costs as much
 
-inline void check_on_device_of(const Tensor& x, const Tensor& v, const char* op, const char* name) {
-  FASTDIFF_CHECK(v.device_type() == x.device_type() && v.device_index() == x.device_index(), op, ": ", name,
-                 " must be on the images' device");
-}
-
 inline void check_images(const Tensor& x, const char* op, const char* name) {
   FASTDIFF_CHECK(x.dim() >= 1 && x.dtype() <= DType::f16, op, ": ", name,
                  " must be [N, ...], float32, bfloat16, float16 or float64");
-}
-
-inline void check_alike(const Tensor& x, const Tensor& v, const char* op, const char* name) {
-  const bool same_shape = v.dim() == x.dim() && std::equal(x.sizes(), x.sizes() + x.dim(), v.sizes());
-  FASTDIFF_CHECK(same_shape && v.dtype() == x.dtype(), op, ": ", name, " must have the images' shape and dtype");
-  check_on_device_of(x, v, op, name);
 }
 
 inline Walk make_walk(int64_t images, int64_t channels, int64_t pixels, bool channels_last) {

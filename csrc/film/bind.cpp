@@ -1,6 +1,7 @@
 // film and film_backward between torch and the kernels: memory safety, outputs, threads or stream.
 #include "../boxing.h"
 #include "../common/activation_name.h"
+#include "../common/checks.h"
 #include "../common/layout.h"
 #include "film.h"
 
@@ -16,8 +17,7 @@ Matrix matrix(const Tensor& m, const Tensor& x, const char* name) {
   FASTDIFF_CHECK(m.dim() == 2 && m.size(0) == x.size(0) && m.size(1) == x.size(1), "film: ", name, " must be [N, C] of x");
   FASTDIFF_CHECK(m.dtype() == x.dtype() || (m.dtype() == DType::f32 && x.dtype() != DType::f64), "film: ", name,
                  " must be float32 or x's dtype");
-  FASTDIFF_CHECK(m.device_type() == x.device_type() && m.device_index() == x.device_index(), "film: ", name,
-                 " must be on x's device");
+  check_on_device_of(x, m, "film", name);
   return {m.data(), m.stride(0), m.stride(1), m.dtype()};
 }
 
@@ -54,8 +54,7 @@ Gradients film_backward(const Tensor& grad, const Tensor& x, const Tensor& scale
   FilmBackwardArgs b{};
   FilmArgs& a = b.forward;
   a = make_args(x, scale, shift, act);
-  FASTDIFF_CHECK(grad.dim() == x.dim() && std::equal(x.sizes(), x.sizes() + x.dim(), grad.sizes()) && grad.dtype() == x.dtype(),
-                 "film_backward: grad must have x's shape and dtype");
+  check_alike(x, grad, "film_backward", "grad");
   MaybeTensor x_copy, grad_copy;
   Gradients out{empty_like(x, a.channels_last), empty({a.images, a.channels}, scale.dtype(), scale),
                 empty({a.images, a.channels}, scale.dtype(), scale)};

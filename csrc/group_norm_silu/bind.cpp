@@ -4,6 +4,7 @@
 
 #include "../boxing.h"
 #include "../common/activation_name.h"
+#include "../common/checks.h"
 #include "../common/layout.h"
 #include "group_norm_silu.h"
 
@@ -32,8 +33,7 @@ Matrix matrix(const MaybeTensor& m, const Tensor& x, bool per_image, const char*
                  "group_norm_silu: ", name, " must be ", per_image ? "[N, C] of x" : "[C] of x");
   FASTDIFF_CHECK(m->dtype() == x.dtype() || (m->dtype() == DType::f32 && x.dtype() != DType::f64), "group_norm_silu: ", name,
                  " must be float32 or x's dtype");
-  FASTDIFF_CHECK(m->device_type() == x.device_type() && m->device_index() == x.device_index(), "group_norm_silu: ", name,
-                 " must be on x's device");
+  check_on_device_of(x, *m, "group_norm_silu", name);
   return {m->data(), per_image ? m->stride(0) : 0, m->stride(last), m->dtype()};
 }
 
@@ -155,11 +155,12 @@ Gradients group_norm_silu_backward(const Tensor& grad, const Tensor& x, const Te
   GroupNormSiluArgs& a = b.forward;
   a = make_args(x, groups, weight, bias, scale, shift, act);
   const DType wide = compute_dtype(a);
-  FASTDIFF_CHECK(grad.dim() == x.dim() && std::equal(x.sizes(), x.sizes() + x.dim(), grad.sizes()) && grad.dtype() == x.dtype(),
-                 "group_norm_silu_backward: grad must have x's shape and dtype");
-  for (const Tensor* s : {&mean, &rstd})
+  check_alike(x, grad, "group_norm_silu_backward", "grad");
+  for (const Tensor* s : {&mean, &rstd}) {
+    check_on_device_of(x, *s, "group_norm_silu_backward", s == &mean ? "mean" : "rstd");
     FASTDIFF_CHECK(s->dim() == 2 && s->size(0) == a.images && s->size(1) == groups && s->dtype() == wide,
                    "group_norm_silu_backward: mean and rstd must be [N, groups] in the compute dtype");
+  }
   const auto gradient_of = [&](const MaybeTensor& p) {
     return p ? empty({p->sizes(), p->sizes() + p->dim()}, p->dtype(), x) : empty({0}, wide, x);
   };

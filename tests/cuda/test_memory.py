@@ -119,12 +119,16 @@ def test_a_tensor_elsewhere_is_named(call, arguments: dict, name: str) -> None:
         call(**placed)
 
 
+WHERE = [("q_sample", 5, "seeds"), ("ddpm_step", 5, "seeds"), ("sampler_step", 5, "seeds")]
+WHERE += [("film_backward", 0, "grad"), ("group_norm_silu_backward", 0, "grad"), ("group_norm_silu_backward", 2, "mean")]
+
+
 @needs_cuda
-@pytest.mark.parametrize(("name", "at"), [("q_sample", 5), ("ddpm_step", 5), ("sampler_step", 5)])
-def test_the_kernels_check_seeds_again(name: str, at: int) -> None:
+@pytest.mark.parametrize(("op", "at", "name"), WHERE)
+def test_the_kernels_check_devices_again(op: str, at: int, name: str) -> None:
     """A pointer of the host on the GPU would end the process."""
-    sample = next(s for s in small(ops.REGISTRY[name], torch.float32, DEVICE) if s.args[at] is not None)
+    sample = next(s for s in small(ops.REGISTRY[op], torch.float32, DEVICE) if s.args[at] is not None)
     args = list(sample.args)
     args[at] = args[at].cpu()
-    with pytest.raises(RuntimeError, match="seeds must be on the images' device"):
-        ops.REGISTRY[name](*args)
+    with pytest.raises(RuntimeError, match=f"{name} must be on the images' device"):
+        ops.REGISTRY[op](*args)

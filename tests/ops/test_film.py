@@ -63,7 +63,7 @@ def test_the_kernel_checks_memory_safety_again() -> None:
         op(X, S.double(), None, "none")
     with pytest.raises(RuntimeError, match="act must be one of"):
         op(X, S, None, "tanh")
-    with pytest.raises(RuntimeError, match="grad must have x's shape and dtype"):
+    with pytest.raises(RuntimeError, match="grad must have the images' shape and dtype"):
         torch.ops.fastdiff.film_backward.default(X[:1], X, S, None, "none")
     with pytest.raises(RuntimeError, match="x must be"):
         op(X.to(torch.int32), S, None, "none")

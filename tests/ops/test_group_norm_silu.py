@@ -214,7 +214,7 @@ def test_the_kernel_checks_memory_safety_again() -> None:
     with pytest.raises(RuntimeError, match="x must be"):
         forward(X.to(torch.int32), 2, None, None, *tail)
     _, mean, rstd = forward(X, 2, None, None, *tail)
-    with pytest.raises(RuntimeError, match="grad must have x's shape and dtype"):
+    with pytest.raises(RuntimeError, match="grad must have the images' shape and dtype"):
         backward(X[:1], X, mean, rstd, 2, None, None, None, None, "silu")
     with pytest.raises(RuntimeError, match="mean and rstd must be"):
         backward(X, X, mean[:1], rstd, 2, None, None, None, None, "silu")

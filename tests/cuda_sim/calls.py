@@ -39,6 +39,10 @@ class Simulated:
         return self.op.reference
 
     @property
+    def plain(self) -> Callable[..., Any]:
+        return self.op.plain
+
+    @property
     def floor(self) -> float:
         return self.op.floor
 

@@ -17,7 +17,7 @@ def needs_kernel(name: str) -> pytest.MarkDecorator:
 
 
 def small(op: Op, dtype: torch.dtype, device: str = "cpu") -> list[Sample]:
-    return [s for s in op.samples(dtype, device) if not s.large]
+    return list(op.small_samples(dtype, device))
 
 
 def assert_close_to_truth(name: str, got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, floor: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 class Sample:
     """One call of an op, as tests, benchmarks and `fastdiff doctor` make it.
 
-    `args` are the op's positional arguments. `tiny` samples are small enough for gradcheck; `large` ones are for timing.
+    `args` are the op's positional arguments. `tiny` samples are small enough for gradcheck; `large` ones are for timing and
+    come after all others.
     """
 
     name: str
@@ -75,6 +77,10 @@ class Op:
             isinstance(a, torch.Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args
         ):
             raise RuntimeError(f"{_public(self.name)} does not support forward-mode AD; {_advice(self.name)}")
+
+    def small_samples(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]:
+        """Those that are not for timing, without making the large ones, which come last."""
+        return takewhile(lambda sample: not sample.large, self.samples(dtype, device))
 
     def compiled(self, key: str) -> bool:
         """Whether a compiled kernel is registered for dispatch key "CPU" or "CUDA"."""

@@ -64,7 +64,7 @@ def load(library: Path) -> dict[str, Simulated]:
 
 
 def cuda_samples(op: Op, dtype: torch.dtype) -> Iterator[Sample]:
-    return (s for s in op.samples(dtype, "cpu") if not s.large)
+    return op.small_samples(dtype, "cpu")
 
 
 def wrong(op: Simulated, sample: Sample) -> list[str]:

@@ -72,7 +72,7 @@ def _leaf(a: object) -> object:
 @over(DIFFERENTIABLE)
 @over_devices
 def test_gradcheck(op: Op, device: str) -> None:
-    tiny = [s for s in op.samples(torch.float64, device) if s.tiny]
+    tiny = [s for s in op.small_samples(torch.float64, device) if s.tiny]
     assert tiny, f"{op.name} has no tiny sample"
     for sample in tiny:
         args = tuple(a.requires_grad_() if _is_float(a) and a.dtype is torch.float64 else a for a in sample.args)
@@ -287,6 +287,13 @@ def test_a_nan_stays_in_its_image(op: Op, device: str) -> None:
                 assert torch.equal(a[1:], b[1:]), f"{op.name} [{sample.name}]: another image changed"
                 seen |= bool(b[0].isnan().any())
         assert seen, f"{op.name} [{sample.name}]: the NaN was lost"
+
+
+@over(OPS)
+def test_large_samples_come_last(op: Op) -> None:
+    large = [s.large for s in op.samples(torch.bfloat16, "cpu")]
+    assert large == sorted(large)
+    assert not large or not large[0]
 
 
 def test_signatures_are_read_from_schemas() -> None:

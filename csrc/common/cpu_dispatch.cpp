@@ -1,11 +1,12 @@
 #include "cpu_dispatch.h"
 
 #include <cstring>
+#include <iterator>
 
 namespace fastdiff {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 CpuLevel detect() {
 #ifdef FASTDIFF_X86
@@ -13,6 +14,7 @@ CpuLevel detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuLevel::avx512_bf16;
   return avx512 ? CpuLevel::avx512 : avx2 ? CpuLevel::avx2 : CpuLevel::baseline;
 #else
   return CpuLevel::baseline;
@@ -29,7 +31,7 @@ const char* cpu_level_name() { return kNames[static_cast<int>(level)]; }
 
 void cap_cpu_level(const char* name) {
   const CpuLevel available = detect();
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
     if (!std::strcmp(name, kNames[i])) level = static_cast<CpuLevel>(i) < available ? static_cast<CpuLevel>(i) : available;
 }
 

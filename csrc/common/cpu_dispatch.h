@@ -3,7 +3,7 @@
 
 namespace fastdiff {
 
-enum class CpuLevel { baseline, avx2, avx512, amx };
+enum class CpuLevel { baseline, avx2, avx512, avx512_bf16, amx };
 
 CpuLevel cpu_level();
 const char* cpu_level_name();
@@ -22,8 +22,16 @@ void cap_cpu_level(const char* name);
   (::fastdiff::cpu_level() >= ::fastdiff::CpuLevel::avx512 ? avx512::name   \
    : ::fastdiff::cpu_level() >= ::fastdiff::CpuLevel::avx2 ? avx2::name     \
                                                            : baseline::name)
+// The same for kernels of a folder that also has cpu_bf16.cpp, compiled with the bf16 dot product of AVX512_BF16.
+#define FASTDIFF_DECLARE_CPU_BF16(type, name, arguments) \
+  FASTDIFF_DECLARE_CPU(type, name, arguments)            \
+  namespace avx512_bf16 { type name arguments; }
+#define FASTDIFF_CPU_BF16(name) \
+  (::fastdiff::cpu_level() >= ::fastdiff::CpuLevel::avx512_bf16 ? avx512_bf16::name : FASTDIFF_CPU(name))
 #else
 #define FASTDIFF_DECLARE_CPU(type, name, arguments) \
   namespace baseline { type name arguments; }
 #define FASTDIFF_CPU(name) baseline::name
+#define FASTDIFF_DECLARE_CPU_BF16(type, name, arguments) FASTDIFF_DECLARE_CPU(type, name, arguments)
+#define FASTDIFF_CPU_BF16(name) FASTDIFF_CPU(name)
 #endif

@@ -1,7 +1,8 @@
 """Loads the compiled kernels and registers those whose signature is the one that the schema states.
 
 A kernel of another signature would reinterpret bits silently, so it is refused before torch knows of it. Switches, read once:
-FASTDIFF_CPU=baseline|avx2|avx512|amx caps the instruction set; FASTDIFF_DISABLE=op,op keeps ops on their references.
+FASTDIFF_CPU=baseline|avx2|avx512|avx512_bf16|amx caps the instruction set;
+FASTDIFF_DISABLE=op,op keeps ops on their references.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ._define import NAMESPACE, REGISTRY, Op
 
-CPU_LEVELS = ("baseline", "avx2", "avx512", "amx")
+CPU_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 _PACKAGE = Path(__file__).parent.parent
 
 

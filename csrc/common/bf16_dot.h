@@ -1,0 +1,18 @@
+// Products of pairs of bf16 numbers, added in float32: one instruction where the machine has AVX512_BF16 (which takes
+// subnormal inputs for zeros), else the even and the odd halves widened, a fused multiply-add each.
+#pragma once
+#include "simd.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+
+// acc[i] + x[2i] w[2i] + x[2i+1] w[2i+1]. A pair is a 32-bit word, its first number in the lower half.
+FASTDIFF_INLINE Floats dot_pairs(Floats acc, Words x, Words w) {
+#if defined(__AVX512BF16__)
+  return bits_as<Floats>(_mm512_dpbf16_ps(bits_as<__m512>(acc), bits_as<__m512bh>(x), bits_as<__m512bh>(w)));
+#else
+  acc = madd(bits_as<Floats>(x << 16), bits_as<Floats>(w << 16), acc);
+  return madd(bits_as<Floats>(x & 0xFFFF0000u), bits_as<Floats>(w & 0xFFFF0000u), acc);
+#endif
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample
+from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample, fused
 from ..nn.init import zeroed
 from ..nn.norm import Norm, norm_silu
 from ..nn.residual import Conditioning
@@ -133,6 +133,8 @@ class UNet(Denoiser):
         self.conv_out = zeroed(nn.Conv2d(channels, in_channels if out_channels is None else out_channels, 3, padding=1))
 
     def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        if fused.serves(self, x):
+            return self._predict_fused(x, emb)
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
@@ -153,3 +155,33 @@ class UNet(Denoiser):
                 x = level.resample(x, size=skips[-1].shape[2:])
 
         return self.conv_out(self.norm_out(x))
+
+    def _predict_fused(self, images: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """The same by `ops.conv2d_fused`, see `nn.fused`."""
+        levels = [*self.down, self.middle, *self.up]
+        stages = [stage for level in levels for stage in (level if isinstance(level, nn.ModuleList) else level.stages)]
+        conditions = iter(fused.projections([stage.residual for stage in stages], emb))
+
+        def run(stage: Stage, *parts: fused.Map) -> fused.Map:
+            x = fused.residual_block(stage.residual, parts, next(conditions))
+            return x if stage.attention is None else fused.attention_block(stage.attention, x)
+
+        x = fused.convolution(self.conv_in, [images.to(fused.computed_in(images))])
+        skips = [x]
+        for level in self.down:
+            for stage in level.stages:
+                x = run(stage, x)
+                skips.append(x)
+            if level.resample is not None:
+                x = fused.convolution(level.resample, [x.x])
+                skips.append(x)
+        for stage in self.middle:
+            x = run(stage, x)
+        for level in self.up:
+            for stage in level.stages:
+                x = run(stage, x, skips.pop())
+            if level.resample is not None:
+                x = fused.upsampled(level.resample, x, skips[-1].x.shape[2:])
+        return fused.convolution(
+            self.conv_out, [x.x], fused.affine(self.norm_out, [x]), self.norm_out.act, statistics=False
+        ).x

@@ -5,6 +5,7 @@ from .blocks import DownBlock, UpBlock
 from .embedding import LabelEmbedding, TimeEmbedding, TimeMLP
 from .film import FiLM
 from .norm import GroupNorm, GroupNormSiLU, default_groups
+from .packed import repack
 from .resample import Downsample, Upsample
 from .residual import TimeResidualBlock
 
@@ -22,4 +23,5 @@ __all__ = [
     "UpBlock",
     "Upsample",
     "default_groups",
+    "repack",
 ]

@@ -12,7 +12,7 @@ from .init import zeroed
 from .norm import GroupNorm, default_groups
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attention_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v, each [N, heads, pixels, d]: torch's own where d is none of the sizes that our op takes."""
     return (ops.attention if q.shape[3] in HEAD_DIMS else F.scaled_dot_product_attention)(q, k, v)
 
@@ -45,7 +45,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]: a view where x is channels_last
         qkv = self.qkv(pixels).unflatten(2, (3, -1, self.head_dim))  # [N, HW, 3, heads, d]
-        h = _attention(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, HW, d]
+        h = attention_of(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, HW, d]
         h = self.proj(h.transpose(1, 2).flatten(2))
         return x + h.transpose(1, 2).reshape(x.shape)
 

@@ -57,9 +57,9 @@ def check_like(name: str, v: Any, x: torch.Tensor) -> None:
     check_device(name, v, x)
 
 
-def check_act(act: Any) -> None:
+def check_act(act: Any, name: str = "act") -> None:
     if act not in ACTIVATIONS:
-        raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
+        raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
 
 
 def check_timesteps(name: str, t: Any, batch: int, count: int, x: torch.Tensor) -> None:

@@ -1,0 +1,118 @@
+// conv2d_fused between torch and the kernels: memory safety, outputs, and how the work is cut.
+#include <algorithm>
+
+#include "../boxing.h"
+#include "../common/activation_name.h"
+#include "../common/checks.h"
+#include "../common/layout.h"
+#include "conv2d_fused.h"
+
+namespace fastdiff {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor>;
+using Integers = std::vector<int64_t>;
+
+constexpr const char* kOp = "conv2d_fused";
+constexpr int64_t kPartPixels = 128;        // as PIXELS_OF_A_PART in conv2d_fused.py
+constexpr int64_t kKeptBytes = 384 << 10;   // of input rows that a job keeps: they stay in a core's cache beside weights
+constexpr int64_t kJobProducts = 1 << 19;   // multiplications a thread takes at least
+
+int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t kept_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::bf16 ? 2 : 4; }
+
+void check_images_of(const Tensor& x, const Tensor& v, int64_t channels, int64_t height, int64_t width, const char* name) {
+  FASTDIFF_CHECK(v.dim() == 4 && v.size(0) == x.size(0) && v.size(1) == channels && v.size(2) == height &&
+                     v.size(3) == width && v.dtype() == x.dtype(),
+                 kOp, ": ", name, " must be [", x.size(0), ", ", channels, ", ", height, ", ", width, "] in x's dtype");
+  check_on_device_of(x, v, kOp, name);
+}
+
+// Bands of rows small enough to be kept, and enough jobs for all threads.
+void plan(Conv2dArgs& c, int64_t threads) {
+  const int64_t row_bytes = ((c.out_width - 1) * c.stride + c.kernel_width) * (c.channels + c.channels2) * kept_size(c.dtype);
+  const int64_t rows = std::max<int64_t>((kKeptBytes / row_bytes - c.kernel_height) / c.stride + 1, 1);
+  c.band_parts = std::clamp<int64_t>(rows / c.part_rows, 1, c.parts);
+  c.band_parts = up(c.parts, up(c.parts, c.band_parts));  // of one size
+  while (c.band_parts > 1 && c.images * up(c.parts, c.band_parts) < threads) c.band_parts = up(c.band_parts, 2);
+  c.bands = up(c.parts, c.band_parts);
+  const int64_t blocks = up(c.out_channels, kOutputBlock);
+  c.block_parts = std::clamp<int64_t>(threads / (c.images * c.bands), 1, blocks);
+  c.blocks_together = up(blocks, c.block_parts);
+  c.block_parts = up(blocks, c.blocks_together);
+}
+
+Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& weight, const Tensor& packed, const MaybeTensor& a,
+                         const MaybeTensor& b, const std::string& act_in, const MaybeTensor& bias, const MaybeTensor& residual,
+                         const std::string& act_out, int64_t stride, const Integers& padding, bool upsample, bool statistics) {
+  FASTDIFF_CHECK(x.dim() == 4 && x.dtype() <= DType::f16, kOp, ": x must be [N, C, H, W], float32, bfloat16, float16 or float64");
+  FASTDIFF_CHECK(padding.size() == 4 && std::all_of(padding.begin(), padding.end(), [](int64_t p) { return p >= 0; }) && stride > 0,
+                 kOp, ": padding must be four numbers, none negative, and stride at least 1");
+  Conv2dArgs c{};
+  c.images = x.size(0), c.channels = x.size(1), c.height = x.size(2), c.width = x.size(3);
+  c.dtype = x.dtype(), c.act_in = activation_named(act_in), c.act_out = activation_named(act_out);
+  const DType wide = c.dtype == DType::f64 ? DType::f64 : DType::f32;
+  if (x2) {
+    FASTDIFF_CHECK(x2->dim() == 4, kOp, ": x2 must be [N, C, H, W]");
+    c.channels2 = x2->size(1);
+    check_images_of(x, *x2, c.channels2, c.height, c.width, "x2");
+  }
+  const int64_t channels = c.channels + c.channels2;
+  FASTDIFF_CHECK(weight.dim() == 4 && weight.size(1) == channels && weight.dtype() == x.dtype() && weight.numel() > 0, kOp,
+                 ": weight must be [Cout, C, kh, kw] in x's dtype");
+  c.out_channels = weight.size(0), c.kernel_height = weight.size(2), c.kernel_width = weight.size(3);
+  c.stride = stride, c.left = padding[0], c.top = padding[2], c.upsample = upsample;
+  const int64_t height = (c.height << upsample) + padding[2] + padding[3], width = (c.width << upsample) + padding[0] + padding[1];
+  FASTDIFF_CHECK(height >= c.kernel_height && width >= c.kernel_width, kOp, ": x must be at least as large as the kernel");
+  c.out_height = (height - c.kernel_height) / stride + 1, c.out_width = (width - c.kernel_width) / stride + 1;
+
+  const int64_t block = kBlockBytes / kept_size(c.dtype);
+  const DType packed_dtype = c.dtype == DType::f16 ? DType::f32 : c.dtype;
+  FASTDIFF_CHECK(packed.dim() == 1 && packed.dtype() == packed_dtype && packed.stride(0) == 1 &&
+                     packed.size(0) == up(c.out_channels, kOutputBlock) * kOutputBlock * up(channels, block) * block *
+                                           c.kernel_height * c.kernel_width,
+                 kOp, ": packed must be what pack_conv_weight makes of weight");
+  check_on_device_of(x, packed, kOp, "packed");
+  FASTDIFF_CHECK(a.has_value() == b.has_value(), kOp, ": a and b must be given together");
+  MaybeTensor a_copy, b_copy, x_copy, x2_copy, residual_copy;
+  for (const MaybeTensor* v : {&a, &b}) {
+    if (!*v) continue;
+    FASTDIFF_CHECK((*v)->dim() == 2 && (*v)->size(0) == c.images && (*v)->size(1) == channels && (*v)->dtype() == wide, kOp,
+                   ": a and b must be [N, C] in the compute dtype");
+    check_on_device_of(x, **v, kOp, "a and b");
+  }
+  if (a) c.a = dense(*a, false, a_copy).data(), c.b = dense(*b, false, b_copy).data();
+  if (bias) {
+    const int64_t last = bias->dim() - 1;
+    FASTDIFF_CHECK((last == 0 || (last == 1 && bias->size(0) == c.images)) && bias->size(last) == c.out_channels &&
+                       (bias->dtype() == x.dtype() || bias->dtype() == wide),
+                   kOp, ": bias must be [Cout] or [N, Cout], in the compute dtype or x's");
+    check_on_device_of(x, *bias, kOp, "bias");
+    c.bias = {bias->data(), last ? bias->stride(0) : 0, bias->stride(last), bias->dtype()};
+  }
+  if (residual) check_images_of(x, *residual, c.out_channels, c.out_height, c.out_width, "residual");
+
+  c.part_rows = std::min(up(kPartPixels, c.out_width), c.out_height);
+  c.parts = up(c.out_height, c.part_rows);
+  const int64_t sizes[] = {c.images, c.out_channels, c.out_height, c.out_width};
+  Outputs out{empty_strided(sizes, dense_strides(sizes, 4, true).data(), 4, x.dtype(), x),
+              empty({c.images, c.out_channels, statistics ? c.parts : 0, 3}, wide, x)};
+  if (c.images == 0) return out;
+  plan(c, num_threads());
+  c.x = dense(x, true, x_copy).data(), c.packed = packed.data();
+  if (x2) c.x2 = dense(*x2, true, x2_copy).data();
+  if (residual) c.residual = dense(*residual, true, residual_copy).data();
+  c.y = std::get<0>(out).mutable_data(), c.partials = statistics ? std::get<1>(out).mutable_data() : nullptr;
+  const int64_t jobs = c.images * c.bands * c.block_parts;
+  const int64_t products = c.images * c.out_height * c.out_width * c.out_channels * channels * c.kernel_height * c.kernel_width;
+  parallel_for(0, jobs, std::max<int64_t>(kJobProducts * jobs / std::max<int64_t>(products, 1), 1),
+               [&](int64_t begin, int64_t end) { FASTDIFF_CPU_BF16(conv2d_fused_kernel)(c, begin, end); });
+  return out;
+}
+
+FASTDIFF_KERNEL(conv2d_fused, CPU, conv2d_fused_cpu);
+
+}  // namespace
+}  // namespace fastdiff

@@ -1,0 +1,39 @@
+// Convolution with prologue and epilogue, on pointers.
+//
+// A job is a band of output rows of one image (and, where there are few of these, a part of the output channels). Its input rows
+// go through the prologue once, into memory that stays in the core's cache, in blocks of 64 bytes of channels:
+//     kept[row][block][column][64 bytes]        with the zeros that pad it; columns of a stride apart lie side by side
+// so that a kernel element is an offset, and neighbouring outputs are 64 bytes apart whatever the stride.
+#pragma once
+#include <cstdint>
+
+#include "../common/cpu_dispatch.h"
+#include "../common/numeric.h"
+
+namespace fastdiff {
+
+constexpr int64_t kBlockBytes = 64;    // of channels of one pixel
+constexpr int64_t kOutputBlock = 32;   // output channels whose weights lie together, in halves
+constexpr int64_t kOutputHalf = 16;
+
+struct Conv2dArgs {
+  int64_t images, channels, channels2, height, width;  // of x, and the channels of x2
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel_height, kernel_width, stride, left, top;
+  bool upsample;
+  DType dtype;  // of x, x2, residual, y; S below is double for double, else float
+  Act act_in, act_out;
+  const void *x, *x2, *packed, *residual;  // channels_last; x2 and residual may be null
+  const void *a, *b;                       // S [images, channels + channels2], or null
+  Matrix bias;                             // of an image's outputs, or of all images' (stride_n 0)
+  void* y;
+  void* partials;                // S [images, out_channels, parts, 3], or null
+  int64_t part_rows, parts;      // rows whose statistics are taken together
+  int64_t band_parts, bands;     // a band's rows are those of whole parts
+  int64_t block_parts, blocks_together;  // into how many parts the blocks of output channels are cut, and their size
+};
+
+// Jobs [begin, end) of images * bands * block_parts.
+FASTDIFF_DECLARE_CPU_BF16(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t begin, int64_t end))
+
+}  // namespace fastdiff

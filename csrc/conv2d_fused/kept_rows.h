@@ -1,0 +1,85 @@
+// The input rows of a band after the prologue, in the order in which the products read them.
+#pragma once
+#include "../common/activation.h"
+#include "../common/simd.h"
+#include "conv2d_fused.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+
+// What is kept of T: bf16 in pairs, whose products are taken together; fp16 as float.
+template <class T> struct KeptType { using type = T; };
+template <> struct KeptType<f16> { using type = float; };
+template <class T> using Kept = typename KeptType<T>::type;
+template <class T> constexpr int64_t kBlock = kBlockBytes / sizeof(Kept<T>);  // channels of a block
+
+// Where things lie in the memory that a job keeps, in bytes.
+template <class T>
+struct KeptRows {
+  int64_t first_row, rows, columns;  // of the padded input; columns side by side of each remainder by the stride
+  int64_t blocks, block_bytes, row_bytes;
+  KeptRows(const Conv2dArgs& c, int64_t out_begin, int64_t out_end) {
+    first_row = out_begin * c.stride, rows = (out_end - 1 - out_begin) * c.stride + c.kernel_height;
+    columns = ((c.out_width - 1) * c.stride + c.kernel_width + c.stride - 1) / c.stride;
+    blocks = (c.channels + c.channels2 + kBlock<T> - 1) / kBlock<T>;
+    block_bytes = columns * c.stride * kBlockBytes, row_bytes = blocks * block_bytes;
+  }
+  int64_t bytes() const { return rows * row_bytes; }
+  int64_t column(const Conv2dArgs& c, int64_t padded) const {
+    return (padded % c.stride * columns + padded / c.stride) * kBlockBytes;
+  }
+};
+
+// `count` channels from `channel` on of the concatenation of x and x2 at one pixel, one vector at most.
+template <class T>
+FASTDIFF_INLINE Vec<Compute<T>> channels_at(const Conv2dArgs& c, int64_t pixel, int64_t channel, int64_t count) {
+  const T* x = static_cast<const T*>(c.x) + pixel * c.channels + channel;
+  if (channel + count <= c.channels) return load_up_to(x, count);
+  const T* x2 = static_cast<const T*>(c.x2) + pixel * c.channels2 + (channel - c.channels);
+  if (channel >= c.channels) return load_up_to(x2, count);
+  T both[kLanesOf<Compute<T>>];
+  for (int64_t i = 0; i < count; ++i) both[i] = channel + i < c.channels ? x[i] : x2[i];
+  return load_up_to(both, count);
+}
+
+// One input row of image n through the prologue, from channel block to channel block.
+template <class T, Act kAct>
+void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row, unsigned char* to) {
+  using S = Compute<T>;
+  using K = Kept<T>;
+  constexpr int64_t kLanes = kLanesOf<S>;
+  const int64_t channels = c.channels + c.channels2, shift = c.upsample;
+  const int64_t padded_width = (c.out_width - 1) * c.stride + c.kernel_width;
+  for (int64_t block = 0; block < k.blocks; ++block, to += k.block_bytes) {
+    const auto zero = [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) std::memset(to + k.column(c, at), 0, kBlockBytes);
+    };
+    const int64_t inside = row >= 0 && row < (c.height << shift) ? c.width << shift : 0;
+    const int64_t end = least(c.left + inside, padded_width);
+    zero(0, inside ? least(c.left, padded_width) : padded_width);
+    if (inside == 0) continue;
+    zero(end, padded_width);
+    for (int64_t first = 0; first < kBlock<T>; first += kLanes) {
+      const int64_t channel = block * kBlock<T> + first;
+      const int64_t count = channel < channels ? least(kLanes, channels - channel) : 0;
+      Vec<S> factor{}, offset{};
+      if (c.a && count) {
+        factor = load_up_to(static_cast<const S*>(c.a) + n * channels + channel, count);
+        offset = load_up_to(static_cast<const S*>(c.b) + n * channels + channel, count);
+      }
+      const int64_t line = (n * c.height + (row >> shift)) * c.width;
+      for (int64_t x = 0; x << shift < end - c.left; ++x) {
+        Vec<S> v{};
+        if (count) {
+          v = channels_at<T>(c, line + x, channel, count);
+          v = activate<kAct>(c.a ? madd(v, factor, offset) : v);
+        }
+        for (int64_t copy = 0; copy <= shift; ++copy) {
+          const int64_t at = c.left + (x << shift) + copy;
+          if (at < end) store(reinterpret_cast<K*>(to + k.column(c, at)) + first, v);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA

@@ -1,0 +1,65 @@
+"""A convolution's weights in the order in which `conv2d_fused`'s kernels read them.
+
+    packed = [Cout / 32][Cin / block][kernel row, kernel column][2][block / pair][16][pair]
+
+32 output channels, in halves of 16; `block` input channels, the 64 bytes that a kernel reads of a pixel at a time; `pair` of them
+side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the blocks.
+The order depends on the dtype alone, not on the machine's instruction set.
+Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. No derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ._checks import check_floating, check_tensor
+from ._define import Sample, define
+
+BLOCK_BYTES, OUTPUTS, HALF = 64, 32, 16
+
+
+def reference(weight: torch.Tensor, block: int, pair: int) -> torch.Tensor:
+    w = weight.float() if weight.dtype is torch.float16 else weight
+    outputs, inputs, *kernel = w.shape
+    w = F.pad(w.flatten(2), (0, 0, 0, -inputs % block, 0, -outputs % OUTPUTS))
+    w = w.reshape(-1, 2, HALF, (inputs + block - 1) // block, block // pair, pair, kernel[0] * kernel[1])
+    return w.permute(0, 3, 6, 1, 4, 2, 5).reshape(-1).clone()
+
+
+def order_of(dtype: torch.dtype) -> tuple[int, int]:
+    """(block, pair) for weights of this dtype."""
+    if dtype is torch.bfloat16:
+        return BLOCK_BYTES // 2, 2
+    return BLOCK_BYTES // torch.promote_types(dtype, torch.float32).itemsize, 1
+
+
+def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in {
+        "blocks": (64, 64, 3, 3),
+        "ragged": (5, 7, 3, 3),
+        "1x1": (40, 33, 1, 1),
+        "uneven kernel": (3, 70, 2, 5),
+        "one": (1, 1, 1, 1),
+    }.items():
+        yield Sample(name, (torch.randn(shape, generator=generator).to(device, dtype), *order_of(dtype)))
+
+
+_op = define("pack_conv_weight(Tensor weight, int block, int pair) -> Tensor", reference, samples=_samples)
+
+
+def pack_conv_weight(weight: Any) -> torch.Tensor:
+    """`weight` [Cout, Cin, kh, kw] as `conv2d_fused` takes it as `packed`, a tensor of one dimension.
+
+    bf16, fp32, fp16 (packed as fp32) or double, any strides. Not differentiable: gradients go to the weight that is packed.
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape.
+    """
+    check_tensor("weight", weight)
+    check_floating("weight", weight)
+    if weight.dim() != 4 or not weight.numel():
+        raise ValueError(f"weight must have shape [Cout, Cin, kh, kw] without a zero, got {tuple(weight.shape)}")
+    return _op(weight.detach(), *order_of(weight.dtype))

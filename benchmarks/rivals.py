@@ -56,11 +56,42 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scal
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
+def conv2d_fused(
+    x: torch.Tensor,
+    x2: Any,
+    weight: torch.Tensor,
+    packed: Any,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    act_in: str,
+    bias: torch.Tensor,
+    residual: torch.Tensor,
+    act_out: str,
+    stride: int,
+    padding: list[int],
+    *_: Any,
+) -> torch.Tensor:
+    """Without a second input, and without the statistics: torch takes them in a pass of its own."""
+    a, b, bias = (per_channel(v.to(x.dtype), x) for v in (a, b, bias))
+    y = F.conv2d(activate(torch.addcmul(b, x, a), act_in), weight, None, stride, padding[0])
+    return activate(y + bias + residual, act_out)
+
+
 def per_image(v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return v.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
-RIVALS = (film, group_norm_silu, philox_normal, philox_uniform, attention, q_sample, ddpm_step, sampler_step)
+RIVALS = (
+    film,
+    group_norm_silu,
+    philox_normal,
+    philox_uniform,
+    attention,
+    conv2d_fused,
+    q_sample,
+    ddpm_step,
+    sampler_step,
+)
 
 
 def rival(op: Op) -> Callable[..., Any]:

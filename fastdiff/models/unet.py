@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample, fused
+from ..nn import AttentionBlock, Downsample, GroupNormSiLU, TimeResidualBlock, Upsample, fused
 from ..nn.init import zeroed
 from ..nn.norm import Norm, norm_silu
 from ..nn.residual import Conditioning
@@ -133,7 +133,7 @@ class UNet(Denoiser):
         self.conv_out = zeroed(nn.Conv2d(channels, in_channels if out_channels is None else out_channels, 3, padding=1))
 
     def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        if fused.serves(self, x):
+        if type(self.norm_out) is GroupNormSiLU and fused.serves(self, x):
             return self._predict_fused(x, emb)
         x = self.conv_in(x)
         skips = [x]
@@ -182,6 +182,4 @@ class UNet(Denoiser):
                 x = run(stage, x, skips.pop())
             if level.resample is not None:
                 x = fused.upsampled(level.resample, x, skips[-1].x.shape[2:])
-        return fused.convolution(
-            self.conv_out, [x.x], fused.affine(self.norm_out, [x]), self.norm_out.act, statistics=False
-        ).x
+        return fused.convolution(self.conv_out, [x.x], fused.affine(self.norm_out, [x]), self.norm_out.act, statistics=False).x

@@ -1,5 +1,5 @@
-"""Inference as a chain of `ops.conv2d_fused`: each convolution normalises what it reads and leaves the statistics of what it writes,
-so that norms, activations, biases, shortcuts, concatenation and up-sampling are no passes over memory of their own.
+"""Inference as a chain of `ops.conv2d_fused`: each convolution normalises what it reads and leaves the statistics of what it
+writes, so that norms, activations, biases, shortcuts, concatenation and up-sampling are no passes over memory of their own.
 
 `Map` goes from layer to layer in place of a tensor. The layers' parameters, and what they compute, are those of their forward.
 """
@@ -34,15 +34,33 @@ class Map(NamedTuple):
 Affine = tuple[torch.Tensor, torch.Tensor]
 
 
+# What the layers of a block must be, exactly: another class, a parametrised layer say, may compute something else.
+_LAYERS: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
+    TimeResidualBlock: {
+        "norm1": (GroupNormSiLU,),
+        "norm2": (GroupNormSiLU,),
+        "conv1": (nn.Conv2d,),
+        "conv2": (nn.Conv2d,),
+        "shortcut": (nn.Conv2d, nn.Identity),
+    },
+    AttentionBlock: {"norm": (GroupNorm,), "qkv": (nn.Linear,), "proj": (nn.Linear,)},
+}
+
+
 def serves(network: nn.Module, x: torch.Tensor) -> bool:
-    """Whether this call of a network may run here: on a CPU with kernels, without gradients, traces or active dropout."""
+    """Whether this call of a network may run here: in eval mode on a CPU with kernels, without gradients, traces and hooks."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or network.training:
         return False
-    return x.device.type == "cpu" and _CONVOLUTION.compiled("CPU") and computed_in(x) in _DTYPES and _norms_group(network)
+    if x.device.type != "cpu" or computed_in(x) not in _DTYPES or not _CONVOLUTION.compiled("CPU"):
+        return False
+    return all(_as_built(module) for module in network.modules())
 
 
-def _norms_group(network: nn.Module) -> bool:
-    return not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+def _as_built(module: nn.Module) -> bool:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    layers = _LAYERS.get(type(module), {})
+    return all(type(module._modules[name]) in types for name, types in layers.items())
 
 
 def computed_in(x: torch.Tensor) -> torch.dtype:
@@ -70,9 +88,7 @@ def convolution(
         padding = [left, left, top, top]
     a, b = affine or (None, None)
     bias = layer.bias if bias is None else bias
-    return Map(
-        *_CONVOLUTION(x, x2, weight, packed, a, b, act, bias, residual, "none", stride, padding, upsample, statistics)
-    )
+    return Map(*_CONVOLUTION(x, x2, weight, packed, a, b, act, bias, residual, "none", stride, padding, upsample, statistics))
 
 
 def affine(

@@ -1,8 +1,8 @@
 """Packed weights of layers, kept between calls of a network in eval mode.
 
-A layer's are made again when its weight is another tensor, or was changed in place; optimizers may change weights without telling
-torch (fused ones, and those of `fastdiff.training`, which hold many weights as one tensor), so each step of any optimizer counts
-as a change of all. What is left are writes through `.data` outside of an optimizer: `repack(model)` after them.
+A layer's are made again when its weight is another tensor, or was changed in place. Optimizers may change weights without
+telling torch (fused ones, and those of `fastdiff.training`, which hold many weights as one tensor), so each step of any
+optimizer counts as a change of all. What is left are writes to `.data` outside of an optimizer: `repack(model)` after them.
 """
 
 from __future__ import annotations

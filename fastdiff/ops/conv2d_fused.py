@@ -2,7 +2,7 @@
 
     h = act_in(a[n, c] x[n, c] + b[n, c])                       x the concatenation of x and x2 over channels
     y = act_out(conv(pad(up(h)), weight) + bias[n, co] + residual)
-    partials[n, co, p] = (count, mean, M2) of y over the p-th rows of the image, M2 the sum of squared deviations from the mean
+    partials[n, co, p] = (count, mean, M2) of y over the p-th rows of the image, M2 the sum of (y - mean)^2
 
 With a and b from `norm_affine` the prologue is GroupNorm, FiLM and activation; `up` repeats each pixel 2 x 2; zeros are padded
 after it. The statistics are those of the next norm, of y before it is rounded to its dtype. There are P = partials_of(...) of
@@ -10,7 +10,7 @@ them, each of whole rows: their number depends on the output's height and width 
 
 Shapes: x [N, C1, H, W], x2 [N, C2, H, W]; weight [Cout, C1 + C2, kh, kw]; a, b [N, C1 + C2]; bias [Cout] or [N, Cout]; y and
 residual [N, Cout, H', W'], H' = (up H + top + bottom - kh) / stride + 1. y is channels_last whatever x is.
-Dtypes: x fp32, bf16, fp16 (double on CPU), and so x2, weight and residual; a, b and partials in the compute dtype, float32; bias
+Dtypes: x fp32, bf16, fp16 (double on CPU), so are x2, weight, residual; a, b and partials in the compute dtype, float32; bias
 that or x's dtype. Products of bf16 are exact and added in float32; h is rounded to bf16 before them. A kernel with the bf16 dot
 product of AVX512_BF16 takes numbers below 2^-126 for zeros.
 No derivative yet. Source: the normalisation of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
@@ -57,10 +57,14 @@ def reference(
     upsample: bool,
     statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _convolution(compute_dtype(x), x, x2, weight, a, b, act_in, bias, residual, act_out, stride, padding, upsample, statistics)
+    return _convolution(
+        compute_dtype(x), x, x2, weight, a, b, act_in, bias, residual, act_out, stride, padding, upsample, statistics
+    )
 
 
-def _plain(x: torch.Tensor, x2: Maybe, weight: torch.Tensor, packed: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _plain(
+    x: torch.Tensor, x2: Maybe, weight: torch.Tensor, packed: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """By torch's operators in x's dtype."""
     return _convolution(x.dtype, x, x2, weight, *rest)
 
@@ -95,7 +99,7 @@ def _convolution(
         y = y + residual.to(dtype)
     y = activate(y, act_out)
     partials = _statistics(y.to(wide)) if statistics else y.new_empty((*y.shape[:2], 0, 3), dtype=wide)
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last), partials
+    return torch.empty_like(y, dtype=x.dtype, memory_format=torch.channels_last).copy_(y), partials
 
 
 def _statistics(y: torch.Tensor) -> torch.Tensor:
@@ -207,7 +211,9 @@ def conv2d_fused(
     upsample: bool = False,
     statistics: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """act_out(conv(act_in(a x + b), weight) + bias + residual), channels_last; with `statistics` also the partials [N, Cout, P, 3].
+    """act_out(conv(act_in(a x + b), weight) + bias + residual), channels_last.
+
+    With `statistics` the result is a pair: that, and its partials [N, Cout, P, 3] for `norm_affine`.
 
     x: [N, C1, H, W]; x2: [N, C2, H, W], whose channels follow x's without being copied; fp32, bf16, fp16 or double.
     weight: [Cout, C1 + C2, kh, kw] in x's dtype. packed: `pack_conv_weight(weight)`, which a caller may keep; else it is made

@@ -15,7 +15,6 @@ Algorithm for Computing Sample Variances".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 

@@ -2,10 +2,11 @@
 
     packed = [Cout / 32][Cin / block][kernel row, kernel column][2][block / pair][16][pair]
 
-32 output channels, in halves of 16; `block` input channels, the 64 bytes that a kernel reads of a pixel at a time; `pair` of them
-side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the blocks.
-The order depends on the dtype alone, not on the machine's instruction set.
-Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. No derivative.
+32 output channels, in halves of 16; `block` input channels, the 64 bytes that a kernel reads of a pixel at a time; `pair` of
+them side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the
+blocks. The order depends on the dtype alone, not on the machine's instruction set.
+Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. It has no
+derivative.
 """
 
 from __future__ import annotations

@@ -1,0 +1,118 @@
+"""A U-Net's inference by fused convolutions is that of its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracle import needs_kernel
+from torch import nn
+
+from fastdiff import ops
+from fastdiff.models import UNet
+from fastdiff.nn import fused
+
+T = torch.tensor([1, 500, 999])
+CASES: dict[str, dict[str, Any]] = {
+    "scale_shift": {},
+    "scale": {"conditioning": "scale", "groups": 4},
+    "add": {"conditioning": "add", "groups": 4},
+    "instance": {"norm": "instance"},
+    "labels": {"num_classes": 3},
+    "channels that are no multiple": {"model_channels": 12, "head_dim": 3},
+    "more outputs": {"in_channels": 3, "out_channels": 6},
+}
+pytestmark = needs_kernel("conv2d_fused")
+
+
+def made(**options: Any) -> UNet:
+    torch.manual_seed(0)
+    options = {"model_channels": 16, "time_embed_dim": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1} | options
+    net = UNet(**options).eval()
+    for p in net.parameters():  # some start at zero, which would hide what they multiply
+        if not p.any():
+            nn.init.normal_(p, std=0.1)
+    return net
+
+
+def outputs(net: UNet, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """By fused convolutions, and by layers."""
+    calls = []
+    own = fused.convolution
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(fused, "convolution", lambda *a, **k: calls.append(1) or own(*a, **k))
+        by_fused = net(x, T)
+        assert len(calls) > 10
+        patch.setattr(fused, "serves", lambda *_: False)
+        calls.clear()
+        by_layers = net(x, T)
+        assert not calls
+    return by_fused, by_layers
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)], ids=str)
+def test_equals_the_layers(case: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = made(**CASES[case])
+    got, want = outputs(net, torch.randn(3, net.in_channels, *size), monkeypatch)
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_in_bf16_it_is_as_near_to_the_truth_as_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = made(model_channels=32), torch.randn(3, 1, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, plain = outputs(net, x, monkeypatch)
+    assert got.dtype is plain.dtype is torch.bfloat16
+    with torch.no_grad():
+        truth = net.double()(x.double(), T)
+    error, layers = (float((v.double() - truth).norm() / truth.norm()) for v in (got, plain))
+    assert error <= 1.2 * layers, (error, layers)
+
+
+def test_weights_that_changed_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = made(), torch.randn(3, 1, 8, 8)
+    outputs(net, x, monkeypatch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+    net.train()(x, T).square().mean().backward()
+    optimizer.step()
+    got, want = outputs(net.eval(), x, monkeypatch)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("why", ["gradients", "training", "batch norm", "double", "hook", "forward", "parametrised"])
+def test_other_calls_go_by_the_layers(why: str) -> None:
+    net, x = made(norm="batch" if why == "batch norm" else "group"), torch.randn(3, 1, 8, 8)
+    conv = net.middle[0].residual.conv1
+    match why:
+        case "training":
+            net.train()
+        case "double":
+            x = x.double()
+        case "hook":
+            conv.register_forward_hook(lambda *_: None)
+        case "forward":
+            conv.forward = lambda v: v
+        case "parametrised":
+            nn.utils.parametrizations.weight_norm(conv)
+    with torch.set_grad_enabled(why == "gradients"):
+        assert not fused.serves(net, x)
+    with torch.no_grad():
+        assert fused.serves(made(), torch.randn(3, 1, 8, 8))
+
+
+def test_a_nan_stays_in_its_image() -> None:
+    net, x = made(), torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        clean = net(x, T)
+        x[1, 0, 0, 0] = torch.nan
+        got = net(x, T)
+    assert got[1].isnan().all()
+    assert torch.equal(got[[0, 2]], clean[[0, 2]])
+
+
+def test_disabled_ops_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(ops.REGISTRY["conv2d_fused"]), "compiled", lambda self, key: False)
+    with torch.no_grad():
+        assert not fused.serves(made(), torch.randn(3, 1, 8, 8))

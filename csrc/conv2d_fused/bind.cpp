@@ -70,10 +70,11 @@ Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& w
 
   const int64_t block = kBlockBytes / kept_size(c.dtype);
   const DType packed_dtype = c.dtype == DType::f16 ? DType::f32 : c.dtype;
-  FASTDIFF_CHECK(packed.dim() == 1 && packed.dtype() == packed_dtype && packed.stride(0) == 1 &&
-                     packed.size(0) == up(c.out_channels, kOutputBlock) * kOutputBlock * up(channels, block) * block *
-                                           c.kernel_height * c.kernel_width,
-                 kOp, ": packed must be what pack_conv_weight makes of weight");
+  const int64_t matrix = up(c.out_channels, kOutputBlock) * kOutputBlock * up(channels, block) * block;
+  const int64_t size = packed.dim() == 1 && packed.dtype() == packed_dtype && packed.stride(0) == 1 ? packed.size(0) : 0;
+  c.winograd = size == 16 * matrix && c.kernel_height == 3 && c.kernel_width == 3 && stride == 1;
+  FASTDIFF_CHECK(c.winograd || size == c.kernel_height * c.kernel_width * matrix, kOp,
+                 ": packed must be what pack_conv_weight makes of weight");
   check_on_device_of(x, packed, kOp, "packed");
   FASTDIFF_CHECK(a.has_value() == b.has_value(), kOp, ": a and b must be given together");
   MaybeTensor a_copy, b_copy, x_copy, x2_copy, residual_copy;
@@ -94,7 +95,7 @@ Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& w
   }
   if (residual) check_images_of(x, *residual, c.out_channels, c.out_height, c.out_width, "residual");
 
-  c.part_rows = std::min(up(kPartPixels, c.out_width), c.out_height);
+  c.part_rows = std::min(up(up(kPartPixels, c.out_width), 2) * 2, c.out_height);  // even, for tiles of two rows
   c.parts = up(c.out_height, c.part_rows);
   const int64_t sizes[] = {c.images, c.out_channels, c.out_height, c.out_width};
   Outputs out{empty_strided(sizes, dense_strides(sizes, 4, true).data(), 4, x.dtype(), x),

@@ -4,6 +4,8 @@
 // go through the prologue once, into memory that stays in the core's cache, in blocks of 64 bytes of channels:
 //     kept[row][block][column][64 bytes]        with the zeros that pad it; columns of a stride apart lie side by side
 // so that a kernel element is an offset, and neighbouring outputs are 64 bytes apart whatever the stride.
+//
+// A 3x3 kernel of stride 1 may run as Winograd's F(2x2, 3x3): 16 products in place of 36 for each 2x2 outputs (winograd.h).
 #pragma once
 #include <cstdint>
 
@@ -31,6 +33,7 @@ struct Conv2dArgs {
   int64_t part_rows, parts;      // rows whose statistics are taken together
   int64_t band_parts, bands;     // a band's rows are those of whole parts
   int64_t block_parts, blocks_together;  // into how many parts the blocks of output channels are cut, and their size
+  bool winograd;
 };
 
 // Jobs [begin, end) of images * bands * block_parts.

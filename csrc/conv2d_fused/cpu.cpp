@@ -1,7 +1,7 @@
 // conv2d_fused on the CPU: rows through the prologue into the core's cache, products in registers, the epilogue on them.
 #include "../common/dispatch.h"
 #include "../common/matrix.h"
-#include "products.h"
+#include "winograd.h"
 
 namespace fastdiff {
 namespace FASTDIFF_ISA {
@@ -12,7 +12,7 @@ template <class S>
 struct Statistics {
   Vec<S> mean[2] = {}, m2[2] = {};
   S count = 0;
-  void add(const Sums<S>& values, int64_t positions) {
+  void add(Sums<S> values, int64_t positions) {
     const S total = count + positions, share = positions / total;
     for (int half = 0; half < 2; ++half) {
       Vec<S> sum{}, square{};
@@ -37,7 +37,7 @@ struct Tile {
 
 // Bias, residual and activation on the sums, which become the values that are stored.
 template <class T, Act kAct>
-void finish(const Conv2dArgs& c, const Tile& t, int64_t positions, Sums<Compute<T>>& sums, const Vec<Compute<T>>* bias) {
+void finish(const Conv2dArgs& c, const Tile& t, int64_t positions, Sums<Compute<T>> sums, const Vec<Compute<T>>* bias) {
   using S = Compute<T>;
   const int64_t first = ((t.n * c.out_height + t.row) * c.out_width + t.column) * c.out_channels + t.channel;
   const auto* residual = static_cast<const T*>(c.residual);
@@ -62,69 +62,108 @@ void write_partials(const Conv2dArgs& c, const Tile& t, int64_t part, const Stat
     }
 }
 
-// Two vectors of output channels over the rows of a band.
+// Two vectors of output channels: where their weights lie, their bias, and how many of each exist.
 template <class T>
-void band(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, const Taps& taps, int64_t n,
-          int64_t channel, int64_t part_begin, int64_t part_end) {
+struct Outputs {
   using S = Compute<T>;
-  constexpr int64_t kLanes = kLanesOf<S>;
-  const auto lanes = [&](int64_t from) { return from < c.out_channels ? least(kLanes, c.out_channels - from) : 0; };
-  Tile t{n, channel, {lanes(channel), lanes(channel + kLanes)}, 0, 0};
-  Sums<S> sums;
+  static constexpr int64_t kLanes = kLanesOf<S>, kTogether = 2 * kLanes;
+  Tile tile;
   Vec<S> bias[2] = {};
-  for (int half = 0; half < 2; ++half)
-    if (c.bias.data && t.counts[half]) bias[half] = elements<S>(c.bias, n, channel + half * kLanes, t.counts[half]);
-  const auto place = [](int64_t output) {  // bytes of an output's weight within those of a step
-    return output / kOutputHalf * kSteps<T> * kOutputHalf * int64_t{sizeof(Step<T>)} + output % kOutputHalf * int64_t{sizeof(Step<T>)};
-  };
-  const int64_t within = channel % kOutputBlock;
-  const auto* weights = static_cast<const unsigned char*>(c.packed) +
-                        channel / kOutputBlock * taps.blocks * taps.count * kTapBytes<T> + place(within);
-  const int64_t second = place(within + kLanes) - place(within);
+  const unsigned char* weights;  // of the first element of the first block of input channels
+  int64_t second;                // how far from there the second vector's are
+  Outputs(const Conv2dArgs& c, int64_t n, int64_t channel, int64_t bytes_of_block) : tile{n, channel, {}, 0, 0} {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t from = channel + half * kLanes;
+      tile.counts[half] = from < c.out_channels ? least(kLanes, c.out_channels - from) : 0;
+      if (c.bias.data && tile.counts[half]) bias[half] = elements<S>(c.bias, n, from, tile.counts[half]);
+    }
+    const auto place = [](int64_t output) {  // bytes of an output's weight within those of a step
+      const int64_t half = output / kOutputHalf, within = output % kOutputHalf;
+      return (half * kSteps<T> * kOutputHalf + within) * int64_t{sizeof(Step<T>)};
+    };
+    const int64_t within = channel % kOutputBlock;
+    weights = static_cast<const unsigned char*>(c.packed) + channel / kOutputBlock * bytes_of_block + place(within);
+    second = place(within + kLanes) - place(within);
+  }
+};
+
+// The values of a row of outputs: stored, and counted among the statistics.
+template <class T>
+void finish_row(const Conv2dArgs& c, const Tile& t, int64_t positions, Sums<Compute<T>> sums, const Vec<Compute<T>>* bias,
+                Statistics<Compute<T>>& statistics) {
+  with_activation(c.act_out, [&]<Act kAct>() { finish<T, kAct>(c, t, positions, sums, bias); });
+  if (c.partials) statistics.add(sums, positions);
+}
+
+// One part of the rows of an image, element by element of the kernel.
+template <class T>
+void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, int64_t n, int64_t part,
+            int64_t channel_begin, int64_t channel_end) {
+  using S = Compute<T>;
+  const int64_t count = c.kernel_height * c.kernel_width;
+  const Scratch<int64_t> offsets(count);
+  for (int64_t tap = 0; tap < count; ++tap)
+    offsets.data()[tap] = tap / c.kernel_width * kept.row_bytes + kept.column(c, tap % c.kernel_width);
+  const Taps taps{offsets.data(), count, kept.blocks, kept.block_bytes};
   const int64_t tiles = (c.out_width + kMostPositions - 1) / kMostPositions;
-  for (int64_t part = part_begin; part < part_end; ++part) {
+  const int64_t end = least((part + 1) * c.part_rows, c.out_height);
+  Vec<S> sums[kMostPositions][2];
+  for (int64_t channel = channel_begin; channel < channel_end; channel += Outputs<T>::kTogether) {
+    Outputs<T> outputs(c, n, channel, kept.blocks * count * kTapBytes<T>);
     Statistics<S> statistics;
-    const int64_t end = least((part + 1) * c.part_rows, c.out_height);
+    Tile& t = outputs.tile;
     for (t.row = part * c.part_rows; t.row < end; ++t.row) {
       const unsigned char* row = memory + (t.row * c.stride - kept.first_row) * kept.row_bytes;
       for (int64_t i = 0; i < tiles; ++i) {
         t.column = i * c.out_width / tiles;
         const int64_t positions = (i + 1) * c.out_width / tiles - t.column;
-        multiply_of<T>(positions)(sums, row + t.column * kBlockBytes, taps, weights, second);
-        with_activation(c.act_out, [&]<Act kAct>() { finish<T, kAct>(c, t, positions, sums, bias); });
-        if (c.partials) statistics.add(sums, positions);
+        multiply_of<T>(positions)(sums, row + t.column * kBlockBytes, taps, outputs.weights, outputs.second);
+        finish_row<T>(c, t, positions, sums, outputs.bias, statistics);
       }
     }
     if (c.partials) write_partials(c, t, part, statistics);
   }
 }
 
+// One part of the rows of an image by Winograd's tiles.
+template <class T>
+void by_tiles(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, int64_t n, int64_t part,
+              int64_t channel_begin, int64_t channel_end, Tiles<T>& tiles) {
+  using S = Compute<T>;
+  const int64_t begin = part * c.part_rows, end = least(begin + c.part_rows, c.out_height);
+  tiles.transform_inputs(kept, memory + (begin - kept.first_row) * kept.row_bytes, (end - begin + 1) / 2);
+  for (int64_t channel = channel_begin; channel < channel_end; channel += Outputs<T>::kTogether) {
+    Outputs<T> outputs(c, n, channel, kTileElements * kept.blocks * kTapBytes<T>);
+    tiles.multiply_all(outputs.weights, outputs.second);
+    Statistics<S> statistics;
+    Tile& t = outputs.tile;
+    for (t.row = begin; t.row < end; ++t.row)
+      finish_row<T>(c, t, c.out_width, tiles.row_of_outputs(t.row - begin), outputs.bias, statistics);
+    if (c.partials) write_partials(c, t, part, statistics);
+  }
+}
+
 template <class T>
 void jobs(const Conv2dArgs& c, int64_t begin, int64_t end) {
-  constexpr int64_t kTogether = 2 * kLanesOf<Compute<T>>;  // output channels of a tile
-  const int64_t count = c.kernel_height * c.kernel_width;
-  const Scratch<int64_t> offsets(count);
   const KeptRows<T> most(c, 0, least(c.band_parts * c.part_rows, c.out_height));
   const Scratch<unsigned char> memory(most.bytes() + kBlockBytes);
-  auto* kept = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + kBlockBytes - 1) / kBlockBytes * kBlockBytes);
+  unsigned char* kept = aligned(memory.data());
+  Tiles<T> tiles(c, most.blocks);
   int64_t kept_image = -1, kept_band = -1;
   for (int64_t job = begin; job < end; ++job) {
-    const int64_t n = job / (c.bands * c.block_parts), rest = job % (c.bands * c.block_parts);
-    const int64_t band_index = rest / c.block_parts, blocks_from = rest % c.block_parts * c.blocks_together;
-    const int64_t part = band_index * c.band_parts, part_end = least(part + c.band_parts, c.parts);
+    const int64_t n = job / (c.bands * c.block_parts), rest = job % (c.bands * c.block_parts), band = rest / c.block_parts;
+    const int64_t first = rest % c.block_parts * c.blocks_together * kOutputBlock;
+    const int64_t last = least(first + c.blocks_together * kOutputBlock, c.out_channels);
+    const int64_t part = band * c.band_parts, part_end = least(part + c.band_parts, c.parts);
     const KeptRows<T> rows(c, part * c.part_rows, least(part_end * c.part_rows, c.out_height));
-    for (int64_t tap = 0; tap < count; ++tap)
-      offsets.data()[tap] = tap / c.kernel_width * rows.row_bytes + rows.column(c, tap % c.kernel_width);
-    if (n != kept_image || band_index != kept_band)
+    if (n != kept_image || band != kept_band)
       with_activation(c.act_in, [&]<Act kAct>() {
         for (int64_t r = 0; r < rows.rows; ++r)
           keep_row<T, kAct>(c, rows, n, rows.first_row + r - c.top, kept + r * rows.row_bytes);
       });
-    kept_image = n, kept_band = band_index;
-    const Taps taps{offsets.data(), count, rows.blocks, rows.block_bytes};
-    const int64_t last = least((blocks_from + c.blocks_together) * kOutputBlock, c.out_channels);
-    for (int64_t channel = blocks_from * kOutputBlock; channel < last; channel += kTogether)
-      band<T>(c, rows, kept, taps, n, channel, part, part_end);
+    kept_image = n, kept_band = band;
+    for (int64_t p = part; p < part_end; ++p)
+      c.winograd ? by_tiles<T>(c, rows, kept, n, p, first, last, tiles) : direct<T>(c, rows, kept, n, p, first, last);
   }
 }
 

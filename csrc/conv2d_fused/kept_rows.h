@@ -18,8 +18,10 @@ struct KeptRows {
   int64_t first_row, rows, columns;  // of the padded input; columns side by side of each remainder by the stride
   int64_t blocks, block_bytes, row_bytes;
   KeptRows(const Conv2dArgs& c, int64_t out_begin, int64_t out_end) {
+    const int64_t even = c.winograd;  // whole tiles of two rows and columns
     first_row = out_begin * c.stride, rows = (out_end - 1 - out_begin) * c.stride + c.kernel_height;
     columns = ((c.out_width - 1) * c.stride + c.kernel_width + c.stride - 1) / c.stride;
+    rows += even * (rows % 2), columns += even * (columns % 2);
     blocks = (c.channels + c.channels2 + kBlock<T> - 1) / kBlock<T>;
     block_bytes = columns * c.stride * kBlockBytes, row_bytes = blocks * block_bytes;
   }
@@ -48,7 +50,7 @@ void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row,
   using K = Kept<T>;
   constexpr int64_t kLanes = kLanesOf<S>;
   const int64_t channels = c.channels + c.channels2, shift = c.upsample;
-  const int64_t padded_width = (c.out_width - 1) * c.stride + c.kernel_width;
+  const int64_t padded_width = c.winograd ? k.columns : (c.out_width - 1) * c.stride + c.kernel_width;
   for (int64_t block = 0; block < k.blocks; ++block, to += k.block_bytes) {
     const auto zero = [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) std::memset(to + k.column(c, at), 0, kBlockBytes);

@@ -30,11 +30,11 @@ struct Taps {
   int64_t count, blocks, block_bytes;
 };
 
-// The sums of two vectors of output channels at neighbouring positions.
-template <class S> using Sums = Vec<S>[kMostPositions][2];
+// Of two vectors of output channels at neighbouring positions.
+template <class S> using Sums = Vec<S> (*)[2];
 
 template <class T, int kPositions>
-void multiply(Sums<Compute<T>>& out, const unsigned char* x, const Taps& taps, const unsigned char* weights, int64_t second) {
+void multiply(Sums<Compute<T>> out, const unsigned char* x, const Taps& taps, const unsigned char* weights, int64_t second) {
   using U = Step<T>;
   using W = std::conditional_t<std::is_same_v<U, uint32_t>, Words, Vec<Compute<T>>>;
   constexpr int64_t kRow = kOutputHalf * sizeof(U);  // weights of a step and half
@@ -58,7 +58,7 @@ void multiply(Sums<Compute<T>>& out, const unsigned char* x, const Taps& taps, c
 }
 
 template <class T>
-using Multiply = void (*)(Sums<Compute<T>>&, const unsigned char*, const Taps&, const unsigned char*, int64_t);
+using Multiply = void (*)(Sums<Compute<T>>, const unsigned char*, const Taps&, const unsigned char*, int64_t);
 
 template <class T>
 Multiply<T> multiply_of(int64_t positions) {

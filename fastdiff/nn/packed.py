@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..ops.conv2d_fused import gains_by_winograd
 from ..ops.pack_conv_weight import pack_conv_weight
 
 
@@ -46,7 +47,8 @@ def packed_weight(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> Packed:
     with torch.inference_mode(False), torch.no_grad():  # kept tensors must serve outside of inference mode too
         made = weight.detach().to(dtype)
         made = made[:, :, None, None] if made.dim() == 2 else made
-        packed = Packed(made, pack_conv_weight(made))
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+        packed = Packed(made, pack_conv_weight(made, gains_by_winograd(made, stride)))
     if layer.training:
         _kept.pop(layer, None)
     else:

@@ -37,7 +37,8 @@ PIXELS_OF_A_PART = 128  # of which statistics are taken together, at least, wher
 
 def partials_of(height: int, width: int) -> tuple[int, int]:
     """Rows of an image whose statistics are taken together, and how many such parts it has."""
-    rows = min(max(-(-PIXELS_OF_A_PART // max(width, 1)), 1), max(height, 1))
+    rows = -(-PIXELS_OF_A_PART // max(width, 1))
+    rows = min(rows + rows % 2, max(height, 1))  # even: kernels may take two rows at a time
     return rows, -(-height // rows)
 
 
@@ -139,6 +140,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
         padding: Sequence[int] | None = None,
         upsample: bool = False,
         statistics: bool = True,
+        winograd: bool = False,
         large: bool = False,
     ) -> Sample:
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -151,7 +153,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
         width = (up * x.shape[3] + padding[0] + padding[1] - kw) // stride + 1
         biases = {"": None, "channel": normal(outputs, dtype=wide), "image": normal(x.shape[0], outputs)}
         args = (
-            *(x, x2, weight, pack(weight, *order_of(dtype))),
+            *(x, x2, weight, pack(weight, *order_of(dtype), winograd)),
             *((a, b) if affine else (None, None)),
             acts[0],
             biases[bias],
@@ -180,8 +182,17 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("NCHW", normal(2, 18, 6, 5), 20)
     yield make("sliced", images(4, 24, 6, 10)[:, 2:22, :, ::2], 16, residual=True)
     yield make("no images", images(0, 16, 4, 4), 8)
+    yield make("tiles", images(2, 32, 8, 6), 32, residual=True, bias="image", winograd=True)
+    yield make("tiles, odd", images(2, 20, 9, 7), 33, acts=("silu", "silu"), winograd=True)
+    yield make("tiles, one pixel", images(2, 16, 1, 1), 16, winograd=True)
+    yield make("tiles, several parts", images(1, 40, 27, 28), 32, winograd=True)
+    yield make("tiles of a skip", images(2, 20, 6, 6), 40, x2=images(2, 9, 6, 6), winograd=True)
+    yield make("tiles, upsampled", images(2, 32, 5, 4), 32, upsample=True, affine=False, acts=("none", "none"), winograd=True)
+    yield make("tiles, wide, padded at the end", images(1, 16, 3, 61), 16, padding=[0, 2, 0, 1], winograd=True)
     for n, c, size in ((16, 128, 28), (16, 128, 14), (16, 128, 7), (1, 128, 28), (4, 256, 16)):
-        yield make(f"{n}x{c}x{size}x{size}", images(n, c, size, size), c, residual=True, bias="image", large=True)
+        yield make(
+            f"{n}x{c}x{size}x{size}", images(n, c, size, size), c, residual=True, bias="image", winograd=True, large=True
+        )
 
 
 _op = define(
@@ -241,9 +252,15 @@ def conv2d_fused(
     shape = (x.shape[0], weight.shape[0], (height - kh) // stride + 1, (width - kw) // stride + 1)
     if residual is not None and residual.shape != shape:
         raise ValueError(f"residual must have the result's shape {shape}, got {tuple(residual.shape)}")
-    packed = pack_conv_weight(weight) if packed is None else packed
+    if packed is None:
+        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride))
     y, partials = _op(x, x2, weight, packed, a, b, act_in, bias, residual, act_out, stride, padding, bool(upsample), statistics)
     return (y, partials) if statistics else y
+
+
+def gains_by_winograd(weight: torch.Tensor, stride: int) -> bool:
+    """Whether a convolution's weights are best packed for Winograd's tiles: 3x3, and channels enough to pay for transforms."""
+    return tuple(weight.shape[2:]) == (3, 3) and stride == 1 and min(weight.shape[:2]) >= 16
 
 
 def _check_tensors(x: Any, x2: Any, weight: Any, a: Any, b: Any, bias: Any, residual: Any) -> None:

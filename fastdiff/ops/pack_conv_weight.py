@@ -1,10 +1,11 @@
 """A convolution's weights in the order in which `conv2d_fused`'s kernels read them.
 
-    packed = [Cout / 32][Cin / block][kernel row, kernel column][2][block / pair][16][pair]
+    packed = [Cout / 32][Cin / block][kernel row, kernel column][2][block / pair][16][pair]         for any kernel
+    packed = [Cout / 32][4, 4][Cin / block][2][block / pair][16][pair] of G weight G^T              for Winograd's F(2x2, 3x3)
 
 32 output channels, in halves of 16; `block` input channels, the 64 bytes that a kernel reads of a pixel at a time; `pair` of
 them side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the
-blocks. The order depends on the dtype alone, not on the machine's instruction set.
+blocks. The order depends on the dtype alone, not on the machine's instruction set. G = [1 0 0; .5 .5 .5; .5 -.5 .5; 0 0 1].
 Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. It has no
 derivative.
 """
@@ -21,14 +22,19 @@ from ._checks import check_floating, check_tensor
 from ._define import Sample, define
 
 BLOCK_BYTES, OUTPUTS, HALF = 64, 32, 16
+G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-def reference(weight: torch.Tensor, block: int, pair: int) -> torch.Tensor:
+def reference(weight: torch.Tensor, block: int, pair: int, winograd: bool) -> torch.Tensor:
     w = weight.float() if weight.dtype is torch.float16 else weight
-    outputs, inputs, *kernel = w.shape
+    outputs, inputs = w.shape[:2]
+    if winograd:
+        g = torch.tensor(G, dtype=torch.float64, device=w.device)
+        w = (g @ w.double() @ g.T).to(w.dtype)
+    elements = w.shape[2] * w.shape[3]
     w = F.pad(w.flatten(2), (0, 0, 0, -inputs % block, 0, -outputs % OUTPUTS))
-    w = w.reshape(-1, 2, HALF, (inputs + block - 1) // block, block // pair, pair, kernel[0] * kernel[1])
-    return w.permute(0, 3, 6, 1, 4, 2, 5).reshape(-1).clone()
+    w = w.reshape(-1, 2, HALF, (inputs + block - 1) // block, block // pair, pair, elements)
+    return w.permute(0, *((6, 3) if winograd else (3, 6)), 1, 4, 2, 5).reshape(-1).clone()
 
 
 def order_of(dtype: torch.dtype) -> tuple[int, int]:
@@ -47,15 +53,19 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
         "uneven kernel": (3, 70, 2, 5),
         "one": (1, 1, 1, 1),
     }.items():
-        yield Sample(name, (torch.randn(shape, generator=generator).to(device, dtype), *order_of(dtype)))
+        yield Sample(name, (torch.randn(shape, generator=generator).to(device, dtype), *order_of(dtype), False))
+    weight = torch.randn(40, 33, 3, 3, generator=generator).to(device, dtype)
+    yield Sample("tiles", (weight, *order_of(dtype), True))
 
 
-_op = define("pack_conv_weight(Tensor weight, int block, int pair) -> Tensor", reference, samples=_samples)
+_op = define("pack_conv_weight(Tensor weight, int block, int pair, bool winograd) -> Tensor", reference, samples=_samples)
 
 
-def pack_conv_weight(weight: Any) -> torch.Tensor:
+def pack_conv_weight(weight: Any, winograd: bool = False) -> torch.Tensor:
     """`weight` [Cout, Cin, kh, kw] as `conv2d_fused` takes it as `packed`, a tensor of one dimension.
 
+    winograd: for 3x3 kernels of stride 1, which then take 16 products in place of 36 for each 2x2 outputs. The sums of the
+        transforms are rounded to x's dtype: in bf16 the error is that of torch's own convolution, twice the direct one's.
     bf16, fp32, fp16 (packed as fp32) or double, any strides. Not differentiable: gradients go to the weight that is packed.
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape.
     """
@@ -63,4 +73,6 @@ def pack_conv_weight(weight: Any) -> torch.Tensor:
     check_floating("weight", weight)
     if weight.dim() != 4 or not weight.numel():
         raise ValueError(f"weight must have shape [Cout, Cin, kh, kw] without a zero, got {tuple(weight.shape)}")
-    return _op(weight.detach(), *order_of(weight.dtype))
+    if winograd and tuple(weight.shape[2:]) != (3, 3):
+        raise ValueError(f"weight must be of 3x3 kernels for winograd, got shape {tuple(weight.shape)}")
+    return _op(weight.detach(), *order_of(weight.dtype), bool(winograd))

@@ -18,18 +18,23 @@ def packs(layer: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
     """Whether what is kept is the layer's weight."""
     made = packed_weight(layer, dtype)
     assert made.weight.dtype is dtype
-    return torch.equal(made.packed, pack_conv_weight(layer.weight.detach().to(dtype)))
+    return torch.equal(made.packed, pack_conv_weight(layer.weight.detach().to(dtype), winograd=True))
 
 
 @pytest.fixture
 def layer() -> nn.Conv2d:
-    return nn.Conv2d(5, 7, 3).eval()
+    return nn.Conv2d(16, 17, 3).eval()
 
 
 def test_is_kept_in_eval_alone(layer: nn.Conv2d) -> None:
     assert packed_weight(layer, torch.float32) is packed_weight(layer, torch.float32)
     layer.train()
     assert packed_weight(layer, torch.float32) is not packed_weight(layer, torch.float32)
+
+
+def test_tiles_where_they_gain() -> None:
+    for layer in (nn.Conv2d(16, 16, 3, stride=2), nn.Conv2d(16, 16, 1), nn.Conv2d(3, 16, 3)):
+        assert torch.equal(packed_weight(layer.eval(), torch.float32).packed, pack_conv_weight(layer.weight))
 
 
 def test_a_linear_layer_is_a_1x1_convolution() -> None:
@@ -59,7 +64,7 @@ def test_follows_optimizers(layer: nn.Conv2d, fused: bool) -> None:
     """A fused one does not tell torch that it changed a weight."""
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
     assert packs(layer)
-    layer(torch.randn(1, 5, 4, 4)).sum().backward()
+    layer(torch.randn(1, 16, 4, 4)).sum().backward()
     optimizer.step()
     assert packs(layer)
 

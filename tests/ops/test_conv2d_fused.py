@@ -147,6 +147,29 @@ def test_bits_do_not_depend_on_threads(shape: tuple[int, ...]) -> None:
         assert torch.equal(partials, results[0][1])
 
 
+def test_tiles_by_hand() -> None:
+    """One tile of a single channel: the transformed weights are the outer products of a kernel's row and column sums."""
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1, 1] = 4.0
+    packed = ops.pack_conv_weight(weight, winograd=True).view(4, 4, 2, 16, 16)[:, :, 0, 0, 0]
+    assert packed.tolist() == [[0, 0, 0, 0], [0, 1, -1, 0], [0, -1, 1, 0], [0, 0, 0, 0]]
+
+
+@compiled_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 4), (5, 5), (7, 7), (28, 28), (4, 100)], ids=str)
+def test_tiles_give_what_elements_give(size: tuple[int, int], dtype: torch.dtype) -> None:
+    x, weight = images(2, 48, *size, dtype=dtype), (torch.randn(40, 48, 3, 3) / 20).to(dtype)
+    results = [
+        ops.conv2d_fused(x, weight, packed=ops.pack_conv_weight(weight, winograd), act_in="silu", padding=1, statistics=True)
+        for winograd in (False, True)
+    ]
+    tolerance = 2e-5 if dtype is torch.float32 else 2e-2
+    for direct, tiles in zip(*results, strict=True):
+        torch.testing.assert_close(tiles, direct, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(results[0][0], results[1][0]) or size == (1, 1)  # they are two ways of computing
+
+
 X, W = torch.randn(2, 6, 5, 5), torch.randn(4, 6, 3, 3)
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": X[0]}, ValueError, r"x must have shape \[N, C, H, W\], got \(6, 5, 5\)"),
@@ -163,6 +186,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": (1, 1)}, ValueError, r"padding must be a number or \(left, right, top, bottom\), none negative, got \(1, 1\)"),
     ({"padding": -1}, ValueError, "none negative"),
     ({"x": X[:, :, :2]}, ValueError, "x must be at least as large as the kernel of 3x3, got 2x5 with its padding"),
+    (
+        {"packed": ops.pack_conv_weight(W, winograd=True), "stride": 2},
+        RuntimeError,
+        "packed must be what pack_conv_weight makes",
+    ),
     ({"packed": torch.zeros(7)}, RuntimeError, "packed must be what pack_conv_weight makes of weight"),
 ]
 

@@ -58,6 +58,7 @@ int32_t aoti_torch_dtype_bfloat16();
 int32_t aoti_torch_dtype_float16();
 int32_t aoti_torch_dtype_int64();
 int32_t aoti_torch_dtype_int32();
+int32_t aoti_torch_dtype_bool();
 
 // Absent from a CPU build of torch, and from versions before 2.13.
 __attribute__((weak)) int32_t aoti_torch_create_device_guard(int32_t device_index, DeviceGuardOpaque**);
@@ -88,8 +89,9 @@ inline void ok(int32_t error) {
 
 inline DType dtype_from_torch(int32_t code) {
   static const int32_t codes[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
-                                  aoti_torch_dtype_float16(), aoti_torch_dtype_int64(),   aoti_torch_dtype_int32()};
-  for (int i = 0; i < 6; ++i)
+                                  aoti_torch_dtype_float16(), aoti_torch_dtype_int64(),   aoti_torch_dtype_int32(),
+                                  aoti_torch_dtype_bool()};
+  for (int i = 0; i < 7; ++i)
     if (codes[i] == code) return static_cast<DType>(i);
   return DType::other;
 }
@@ -102,6 +104,7 @@ inline int32_t dtype_to_torch(DType dtype) {
     case DType::f16: return aoti_torch_dtype_float16();
     case DType::i64: return aoti_torch_dtype_int64();
     case DType::i32: return aoti_torch_dtype_int32();
+    case DType::b8: return aoti_torch_dtype_bool();
     default: fail("dtype has no torch code");
   }
 }

@@ -4,7 +4,7 @@
 
 namespace fastdiff {
 
-enum class DType : int8_t { f64, f32, bf16, f16, i64, i32, other };
+enum class DType : int8_t { f64, f32, bf16, f16, i64, i32, b8, other };
 
 enum class Act : int8_t { none, silu, relu, leaky_relu, gelu };
 constexpr double kLeakySlope = 0.01;

@@ -11,10 +11,12 @@ A query whose mask excludes all keys has out = 0, logsumexp = -inf and no gradie
     dq[l] = scale sum_j ds[l, j] k[j],  dk[j] = scale sum_l ds[l, j] q[l]
 
 Shapes: q [N, H, L, D]; k, v [N, H, S, D]; mask broadcasts to [N, H, L, S]. out is like q, logsumexp [N, H, L].
-Dtypes: q, k, v fp32, bf16, fp16 (double by the reference); mask bool, float32 or q's dtype; computed in float32, in which
-logsumexp is returned. Backward saves the inputs, out and logsumexp, and computes p again; the rounding of a logsumexp of 100
-is then a relative error of 4e-6 in p.
-On CUDA the op is Triton kernels where triton is installed, which never hold a matrix of L x S: `_attention_triton/`.
+Dtypes: q, k, v fp32, bf16, fp16, double (on CUDA by the reference); mask bool, float32 or q's dtype; computed in float32, in
+which logsumexp is returned. Backward saves the inputs, out and logsumexp, and computes p again; the rounding of a logsumexp of
+100 is then a relative error of 4e-6 in p.
+No kernel holds a matrix of L x S. On the CPU the op is native (`csrc/attention`): with AVX512_BF16 it multiplies bf16 numbers
+in pairs, which rounds p and ds to bf16 and takes subnormal numbers for zeros. On CUDA it is Triton kernels where triton is
+installed: `_attention_triton/`.
 Sources: Vaswani et al. 2017, "Attention Is All You Need", equation 1; Dao 2023, "FlashAttention-2", algorithms 1 and 2.
 """
 
@@ -31,7 +33,7 @@ import torch
 from torch.nn import functional as F
 
 from ._checks import check_floating, check_tensor
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, laid_out_like
 
 Maybe = torch.Tensor | None
@@ -40,9 +42,9 @@ _NoAutocast = torch._C._DisableAutocast  # for every device at once, and the ref
 
 _HAS_TRITON = find_spec("triton") is not None  # imported by the first call that runs its kernels
 
-# On the CPU torch's fused attention takes in bf16 2 to 5 times as long as matrix products for forward and backward together,
-# and about as long for forward alone, unless the products are few; in fp32 neither gains. Large matrices would cost memory,
-# and over few queries the 16-bit roundings of a gradient do not average out.
+# Without compiled kernels: torch's fused attention takes on the CPU in bf16 2 to 5 times as long as matrix products for forward
+# and backward together, and about as long for forward alone, unless the products are few; in fp32 neither gains. Large
+# matrices would cost memory, and over few queries the 16-bit roundings of a gradient do not average out.
 PRODUCTS_LOGITS, PRODUCTS_HEADS, PRODUCTS_QUERIES = 1 << 17, 16, 8
 
 
@@ -120,6 +122,12 @@ def _backward_plain(
 
 def _runs_triton(q: torch.Tensor) -> bool:
     return _HAS_TRITON and q.device.type == "cuda" and q.dtype is not torch.float64 and not _disabled()
+
+
+def _runs_native(q: torch.Tensor) -> bool:
+    from . import native
+
+    return native.path is not None and q.device.type == "cpu"
 
 
 def _disabled() -> bool:
@@ -207,6 +215,7 @@ _backward = define(
     kernel=_backward_kernel,
     plain=_backward_plain,
     samples=_backward_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
 )
 
 
@@ -231,6 +240,7 @@ _op = define(
     kernel=_forward_kernel,
     plain=_plain,
     samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
     backward=_autograd,
     setup_context=_setup_context,
 )
@@ -247,15 +257,16 @@ def attention(
         softmax. A query without any key gives zeros. The mask gets no gradient: one that asks for it is an error.
     scale: a finite number; None: D^-1/2.
     Returns [N, H, L, D] in q's dtype. Computed in float32 (double for double), never cast by autocast.
-    CUDA: Triton kernels; CPU, and CUDA without triton (warned of once): torch's own fused attention, on CPU matrix products for
-    many short sequences in bf16 without a mask; double, and all where FASTDIFF_DISABLE names attention: the reference.
+    CPU: compiled kernels; CUDA: Triton kernels. Without them (for CUDA warned of once): torch's own fused attention, on CPU
+    matrix products for many short sequences in bf16 without a mask; double, and all where FASTDIFF_DISABLE names attention:
+    the reference.
     Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, value or device, naming the argument.
     Sources: Vaswani et al. 2017, "Attention Is All You Need", equation 1; Dao 2023, "FlashAttention-2".
     """
     _check_shapes(q, k, v)
     _check_mask(mask, q, k)
     scale = q.shape[3] ** -0.5 if scale is None else _checked_scale(scale)
-    if q.dtype is torch.float64 or _disabled() or _runs_triton(q):
+    if q.dtype is torch.float64 or _disabled() or _runs_triton(q) or _runs_native(q):
         return _op(q, k, v, mask, scale)[0]
     if q.device.type == "cuda" and not torch.compiler.is_compiling():
         _warn_of_no_triton()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import DTYPES, assert_close_to_truth
+from oracle import DTYPES, assert_close_to_truth, needs_kernel
 from torch.nn import functional as F
 
 from fastdiff import ops
@@ -172,26 +172,54 @@ def test_it_compiles_without_a_break() -> None:
     torch.testing.assert_close(torch.autograd.grad(got, (q, k, v)), torch.autograd.grad(want, (q, k, v)))
 
 
-def test_on_the_cpu_it_is_torchs_own_attention_and_in_double_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    own = F.scaled_dot_product_attention
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the public function does in an installation where nothing was compiled."""
+    monkeypatch.setattr(ops, "native", dataclasses.replace(ops.native, path=None))
+
+
+@pytest.fixture
+def torchs_own(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of torch's own attention from here on."""
+    calls, own = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or own(*a, **k))
+    return calls
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_without_kernels_it_is_torchs_own_attention_and_in_double_the_op(
+    monkeypatch: pytest.MonkeyPatch, torchs_own: list[Any]
+) -> None:
     q, k, v = drawn(7, 9, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attention(q, k, v)
-    assert len(calls) == 1
+    assert len(torchs_own) == 1
     attention(q.double(), k.double(), v.double())
-    assert len(calls) == 1
+    assert len(torchs_own) == 1
     monkeypatch.setattr(ops, "native", dataclasses.replace(ops.native, disabled=("attention",)))
-    assert torch.equal(attention(q, k, v), FORWARD.reference(q, k, v, None, 0.25)[0])
-    assert len(calls) == 1
+    assert torch.equal(attention(q, k, v), FORWARD(q, k, v, None, 0.25)[0])
+    assert len(torchs_own) == 1
+
+
+@needs_kernel("attention")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_with_kernels_it_is_the_op(dtype: torch.dtype, gradients: bool, torchs_own: list[Any]) -> None:
+    q, k, v = (x.requires_grad_(gradients) for x in drawn(9, 9, 16, dtype, n=16))
+    assert torch.equal(attention(q, k, v), FORWARD(q, k, v, None, 0.25)[0])
+    assert not torchs_own
 
 
 @pytest.mark.parametrize(("queries", "keys", "d"), [(100, 100, 32), (9, 5, 8), (8, 40, 40), (17, 1, 64), (196, 77, 160)])
 @pytest.mark.parametrize("spread", [1, 10, 30])
-def test_products_are_as_near_to_the_truth_as_torchs_own(queries: int, keys: int, d: int, spread: float) -> None:
-    """Many short sequences in bf16, with logits so large that 8 bits of them would not do."""
+@pytest.mark.parametrize("kernels", [False, True])
+def test_bf16_is_as_near_to_the_truth_as_torchs_own(
+    request: pytest.FixtureRequest, queries: int, keys: int, d: int, spread: float, kernels: bool
+) -> None:
+    """Many short sequences, with logits so large that 8 bits of them would not do; by matrix products where no kernel is."""
+    if not kernels:
+        request.getfixturevalue("without_kernels")
     q, k, v = drawn(queries, keys, d, torch.bfloat16, n=8, h=2)
     q = q * spread
     seed = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -220,18 +248,17 @@ def test_products_are_as_near_to_the_truth_as_torchs_own(queries: int, keys: int
         (torch.float32, 16, 128, 77, False, False),
     ],
 )
+@pytest.mark.usefixtures("without_kernels")
 def test_who_runs_products(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: int, queries: int, keys: int, mask: bool, products: bool
+    torchs_own: list[Any], dtype: torch.dtype, heads: int, queries: int, keys: int, mask: bool, products: bool
 ) -> None:
-    calls = []
-    own = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or own(*a, **k))
     q, k, v = drawn(queries, keys, 16, dtype, n=1, h=heads)
     got = attention(q, k, v, torch.ones(queries, keys, dtype=torch.bool) if mask else None)
-    assert len(calls) == (not products)
-    assert_close_to_truth("out", got, own(q, k, v), by_hand(q, k, v, None, 0.25), 1e-6)
+    assert len(torchs_own) == (not products)
+    assert_close_to_truth("out", got, F.scaled_dot_product_attention(q, k, v), by_hand(q, k, v, None, 0.25), 1e-6)
 
 
+@pytest.mark.usefixtures("without_kernels")
 def test_products_compile_without_a_break() -> None:
     q, k, v = (x.requires_grad_() for x in drawn(9, 7, 16, torch.bfloat16, n=8))
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")

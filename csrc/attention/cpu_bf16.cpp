@@ -1,0 +1,2 @@
+#include "cpu.cpp"
+#include "cpu_backward.cpp"

@@ -175,7 +175,7 @@ def test_it_compiles_without_a_break() -> None:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the public function does in an installation where nothing was compiled."""
-    monkeypatch.setattr(ops, "native", dataclasses.replace(ops.native, path=None))
+    monkeypatch.setattr(ops, "native", dataclasses.replace(ops.native, path=None, disabled=()))
 
 
 @pytest.fixture

@@ -15,4 +15,17 @@ FASTDIFF_INLINE Floats dot_pairs(Floats acc, Words x, Words w) {
 #endif
 }
 
+// A vector of what products are taken of. The instruction that converts to bf16 flushes subnormals, as that for products does.
+template <class K, class V>
+FASTDIFF_INLINE void store_operands(K* p, V v) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<K, bf16>) {
+    const Halves h = bits_as<Halves>(_mm512_cvtneps_pbh(bits_as<__m512>(v)));
+    std::memcpy(p, &h, sizeof(h));
+    return;
+  }
+#endif
+  store(p, v);
+}
+
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -1,7 +1,7 @@
 // The input rows of a band after the prologue, in the order in which the products read them.
 #pragma once
 #include "../common/activation.h"
-#include "../common/simd.h"
+#include "../common/bf16_dot.h"
 #include "conv2d_fused.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -77,7 +77,7 @@ void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row,
         }
         for (int64_t copy = 0; copy <= shift; ++copy) {
           const int64_t at = c.left + (x << shift) + copy;
-          if (at < end) store(reinterpret_cast<K*>(to + k.column(c, at)) + first, v);
+          if (at < end) store_operands(reinterpret_cast<K*>(to + k.column(c, at)) + first, v);
         }
       }
     }

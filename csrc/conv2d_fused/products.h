@@ -1,6 +1,5 @@
 // The products of a convolution: kPositions neighbouring outputs of a row by two vectors of output channels, in registers.
 #pragma once
-#include "../common/bf16_dot.h"
 #include "kept_rows.h"
 
 namespace fastdiff::FASTDIFF_ISA {

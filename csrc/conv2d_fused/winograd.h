@@ -68,7 +68,7 @@ class Tiles {
       t[0] = d0 - d2, t[1] = d1 + d2, t[2] = d2 - d1, t[3] = d1 - d3;
     };
     const auto put = [&](int64_t element, int64_t tile, V v) FASTDIFF_INLINE_LAMBDA {
-      store(reinterpret_cast<Kept<T>*>(to + (element * blocks_ * count_ + tile) * kBlockBytes), v);
+      store_operands(reinterpret_cast<Kept<T>*>(to + (element * blocks_ * count_ + tile) * kBlockBytes), v);
     };
     V first[4], second[4], third[4], fourth[4];
     column(0, first), column(1, second);

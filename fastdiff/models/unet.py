@@ -160,7 +160,7 @@ class UNet(Denoiser):
         """The same by `ops.conv2d_fused`, see `nn.fused`."""
         levels = [*self.down, self.middle, *self.up]
         stages = [stage for level in levels for stage in (level if isinstance(level, nn.ModuleList) else level.stages)]
-        conditions = iter(fused.projections([stage.residual for stage in stages], emb))
+        conditions = iter(fused.projections(self, [stage.residual for stage in stages], emb))
 
         def run(stage: Stage, *parts: fused.Map) -> fused.Map:
             x = fused.residual_block(stage.residual, parts, next(conditions))

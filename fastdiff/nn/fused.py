@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import ops
 from .attention import AttentionBlock, attention_of
 from .norm import GroupNorm, GroupNormSiLU
-from .packed import packed_weight
+from .packed import joined, packed_weight
 from .resample import Upsample
 from .residual import TimeResidualBlock
 
@@ -42,6 +42,7 @@ _LAYERS: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
         "conv1": (nn.Conv2d,),
         "conv2": (nn.Conv2d,),
         "shortcut": (nn.Conv2d, nn.Identity),
+        "time_proj": (nn.Linear,),
     },
     AttentionBlock: {"norm": (GroupNorm,), "qkv": (nn.Linear,), "proj": (nn.Linear,)},
 }
@@ -137,7 +138,8 @@ def upsampled(layer: Upsample, x: Map, size: tuple[int, int]) -> Map:
     return convolution(layer, [F.interpolate(x.x, size=size, mode="nearest")])
 
 
-def projections(blocks: Sequence[TimeResidualBlock], emb: torch.Tensor) -> list[torch.Tensor]:
-    """Every block's projection of the embedding, in float32."""
+def projections(network: nn.Module, blocks: Sequence[TimeResidualBlock], emb: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Every block's projection of the embedding, in float32: one product for all."""
     emb = F.silu(emb)
-    return [block.time_proj(emb).float() for block in blocks]
+    weight, bias = joined(network, [block.time_proj for block in blocks], computed_in(emb))
+    return F.linear(emb, weight, bias).float().split([block.time_proj.out_features for block in blocks], 1)

@@ -7,6 +7,7 @@ optimizer counts as a change of all. What is left are writes to `.data` outside 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,14 @@ class Packed(NamedTuple):
     packed: torch.Tensor
 
 
-_kept: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Packed]] = WeakKeyDictionary()
+class Joined(NamedTuple):
+    """Several linear layers as one: their outputs side by side."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+_kept: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
 _steps = 0
 
 
@@ -37,26 +45,44 @@ def _count(*_: Any) -> None:
 register_optimizer_step_post_hook(_count)
 
 
+def _made_once(owner: nn.Module, parameters: Sequence[torch.Tensor], dtype: torch.dtype, make: Callable[[], Any]) -> Any:
+    """What `make` makes of these parameters, kept with their owner while it is in eval mode."""
+    key = (dtype, _steps, *((p.data_ptr(), p._version, p.device) for p in parameters))
+    found = _kept.get(owner)
+    if found is not None and found[0] == key and not owner.training:
+        return found[1]
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve outside of inference mode too
+        made = make()
+    if owner.training:
+        _kept.pop(owner, None)
+    else:
+        _kept[owner] = (key, made)
+    return made
+
+
 def packed_weight(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> Packed:
     """The layer's weight for `conv2d_fused` in this dtype; a linear layer is a 1x1 convolution."""
-    weight = layer.weight
-    key = (weight.data_ptr(), weight._version, weight.device, dtype, _steps)
-    found = _kept.get(layer)
-    if found is not None and found[0] == key and not layer.training:
-        return found[1]
-    with torch.inference_mode(False), torch.no_grad():  # kept tensors must serve outside of inference mode too
-        made = weight.detach().to(dtype)
-        made = made[:, :, None, None] if made.dim() == 2 else made
+
+    def make() -> Packed:
+        weight = layer.weight.detach().to(dtype)
+        weight = weight[:, :, None, None] if weight.dim() == 2 else weight
         stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
-        packed = Packed(made, pack_conv_weight(made, gains_by_winograd(made, stride)))
-    if layer.training:
-        _kept.pop(layer, None)
-    else:
-        _kept[layer] = (key, packed)
-    return packed
+        return Packed(weight, pack_conv_weight(weight, gains_by_winograd(weight, stride)))
+
+    return _made_once(layer, (layer.weight,), dtype, make)
+
+
+def joined(owner: nn.Module, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Joined:
+    """The layers' weights and biases in this dtype, one below the other; `owner` is the module that they are kept with."""
+
+    def make() -> Joined:
+        weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+        return Joined(weight.to(dtype), bias.to(dtype))
+
+    return _made_once(owner, [p for layer in layers for p in (layer.weight, layer.bias)], dtype, make)
 
 
 def repack(model: nn.Module) -> None:
-    """Forget the packed weights of a model's layers: needed only after a write to a weight's `.data`."""
+    """Forget what was made of the weights of a model's layers: needed only after a write to a weight's `.data`."""
     for layer in model.modules():
         _kept.pop(layer, None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastdiff.nn import repack
-from fastdiff.nn.packed import packed_weight
+from fastdiff.nn.packed import joined, packed_weight
 from fastdiff.ops import pack_conv_weight
 from fastdiff.training.flat import flatten
 
@@ -76,6 +76,19 @@ def test_follows_an_optimizer_of_many_weights_as_one_tensor(layer: nn.Conv2d) ->
     flat.grad.fill_(1)
     optimizer.step()
     assert packs(layer)
+
+
+def test_joined_layers_give_what_each_gives() -> None:
+    owner, layers = nn.Identity().eval(), [nn.Linear(6, 3), nn.Linear(6, 5)]
+    x = torch.randn(2, 6)
+    with torch.no_grad():
+        for _ in range(2):
+            made = joined(owner, layers, torch.float32)
+            assert made is joined(owner, layers, torch.float32)
+            torch.testing.assert_close(
+                nn.functional.linear(x, *made), torch.cat([layer(x) for layer in layers], 1), rtol=1e-6, atol=1e-6
+            )
+            layers[1].bias.add_(1)
 
 
 def test_a_write_to_data_needs_repack(layer: nn.Conv2d) -> None:

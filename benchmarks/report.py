@@ -40,6 +40,7 @@ def write_results() -> Path:
             text.append(f"| {op} | {sample} | {dtype} | {' | '.join(_cells(list(group)))} |")
     text += _on_gpus()
     text += _main_job()
+    text += _unet_forward()
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())
@@ -156,6 +157,40 @@ def _main_job() -> list[str]:
         )
         text += _steps(rows)
     return text
+
+
+def _unet_forward() -> list[str]:
+    """From unet_forward.py: ours in each precision beside torch's best."""
+    text = []
+    for path in sorted((HERE / "results" / "unet_forward").glob("*.csv")):
+        rows = _rows(path)
+        first = rows[0]
+        text.append(f"\n## A U-Net's forward, {first['device']}, {first['threads']} threads\n")
+        text.append(
+            "`python benchmarks/unet_forward.py`: ms of a forward without gradients, beside the same network on torch's own "
+            "layers, each at its best memory format. x: torch's best over ours; errors relative to the norm of the output in "
+            "float64. TFLOP/s count a convolution's own multiplications and additions, whatever the algorithm. "
+            f"{_provenance(first)}\n"
+        )
+        text.append("| case | precision | fastdiff | TFLOP/s | torch eager | compile | x best | error | torch's |")
+        text.append(f"|---|---|{'--:|' * 7}")
+        for (case, precision), group in groupby(sorted(rows, key=_case), _case):
+            best: dict[tuple[str, str], dict[str, str]] = {}
+            for row in sorted(group, key=lambda r: -float(r["median_ms"])):
+                best[row["side"], row["mode"]] = row
+            ours, *theirs = (best[k] for k in (("fastdiff", "eager"), ("torch", "eager"), ("torch", "compile")))
+            ms = float(ours["median_ms"])
+            ratio = min(float(r["median_ms"]) for r in theirs) / ms
+            cells = [f"{ours['median_ms']} {ours['format']}", f"{float(ours['gflop']) / ms:.2f}"]
+            cells += [f"{r['median_ms']} {r['format']}" for r in theirs]
+            text.append(
+                f"| {case} | {precision} | {' | '.join(cells)} | {ratio:.2f} | {ours['error']} | {theirs[0]['error']} |"
+            )
+    return text
+
+
+def _case(row: dict[str, str]) -> tuple[str, str]:
+    return row["case"], row["precision"]
 
 
 def _steps(rows: list[dict[str, str]]) -> list[str]:

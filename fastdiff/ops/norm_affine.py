@@ -121,6 +121,8 @@ def norm_affine(
         channels += p.shape[1]
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or channels % groups:
         raise ValueError(f"groups must be a divisor of the {channels} channels, got {groups!r}")
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be a finite number, not negative, got {eps!r}")
     n = partials.shape[0]
     for name, v, shape in (
         ("weight", weight, (channels,)),
@@ -133,5 +135,7 @@ def norm_affine(
         check_tensor(name, v)
         if v.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(v.shape)}")
+        if not v.is_floating_point() or (v.dtype is torch.float64) != (partials.dtype is torch.float64):
+            raise TypeError(f"{name} must be {partials.dtype} or of 16 bits, got {v.dtype}")
         check_device(name, v, partials)
     return _op(partials, partials2, groups, weight, bias, float(eps), scale, shift)

@@ -298,19 +298,18 @@ def test_outputs_are_laid_out_as_the_references(kernels: ModuleType) -> None:
             check(sample.name, g, w.double(), torch.float32)
 
 
-def test_the_public_function_reaches_them(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA: through the dispatcher, and back through autograd."""
+def test_the_op_reaches_them(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dispatcher runs on CUDA; here the op's own kernel for the CPU comes before it."""
     calls = []
     for name in ("forward", "backward"):
         own = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, own=own, name=name: calls.append(name) or own(*a))
     monkeypatch.setattr(ROOM, "_runs_triton", lambda q: True)
-    q, k, v, grad = (x.requires_grad_() for x in drawn(20, 33, 16, torch.float32))
+    *qkv, grad = drawn(20, 33, 16, torch.float32)
     mask = a_mask("excluding", 20, 33, 1, 2)
-    got = ops.attention(q, k, v, mask)
-    gradients = torch.autograd.grad(got, (q, k, v), grad)
+    got = ROOM._forward_kernel(*qkv, mask, 0.25)
+    gradients = ROOM._backward_kernel(grad, *qkv, *got, mask, 0.25)
     assert calls == ["forward", "backward"]
     monkeypatch.undo()
-    want = ops.attention(q, k, v, mask)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(gradients, torch.autograd.grad(want, (q, k, v), grad))
+    want = with_gradients(REFERENCE, grad, tuple(qkv), mask, 0.25)
+    torch.testing.assert_close([got[0], *gradients], want)

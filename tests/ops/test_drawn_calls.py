@@ -209,6 +209,84 @@ def attention_calls(draw: st.DrawFn) -> Call:
     return _spoil(draw, arguments, bad)
 
 
+@st.composite
+def convolution_calls(draw: st.DrawFn) -> Call:
+    dtype, n = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2))
+    height, width, c1 = draw(st.integers(1, 7)), draw(st.integers(1, 7)), draw(st.integers(1, 20))
+    c2, outputs = draw(st.sampled_from((0, 0, 3, 17))), draw(st.integers(1, 40))
+    kh, kw = draw(st.sampled_from(((1, 1), (3, 3), (3, 3), (2, 3))))
+    stride, up = draw(st.integers(1, 2)), draw(st.booleans())
+    padding = draw(st.sampled_from((1, (1, 1, 1, 1), (0, 2, 1, 1))))
+    x = _strided(draw, (n, c1, height, width), dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    arguments: dict[str, Any] = {
+        "x": x,
+        "weight": _strided(draw, (outputs, c1 + c2, kh, kw), dtype),
+        "act_in": draw(st.sampled_from(ACTIVATIONS)),
+        "act_out": draw(st.sampled_from(ACTIVATIONS)),
+        "stride": stride,
+        "padding": padding,
+        "upsample": up,
+        "statistics": draw(st.booleans()),
+    }
+    if c2:
+        arguments["x2"] = _strided(draw, (n, c2, height, width), dtype)
+    if draw(st.booleans()):
+        arguments |= {name: _strided(draw, (n, c1 + c2), wide) for name in "ab"}
+    if draw(st.booleans()):
+        arguments["bias"] = _strided(draw, draw(st.sampled_from(((outputs,), (n, outputs)))), wide)
+    if draw(st.booleans()):
+        sizes = ((1 + up) * height + 2 - kh, (1 + up) * width + 2 - kw)
+        arguments["residual"] = _strided(draw, (n, outputs, *(size // stride + 1 for size in sizes)), dtype)
+    bad = {
+        "x": [None, torch.zeros(2, 3), x.to(torch.int32)],
+        "weight": [torch.zeros(outputs, c1 + c2 + 1, kh, kw, dtype=dtype), torch.zeros(3), None],
+        "bias": [torch.zeros(outputs + 1), 1.0],
+        "act_in": ["tanh"],
+        "stride": [0, 1.5, True],
+        "padding": [-1, (1, 1), (0, 0, 0, -1)],
+        "residual": [torch.zeros(n, outputs + 1, 9, 9, dtype=dtype)],
+        "a": [torch.zeros(n + 1, c1)],
+    }
+    return _spoil(draw, arguments, bad)
+
+
+@st.composite
+def affine_calls(draw: st.DrawFn) -> Call:
+    n, groups, each = draw(st.integers(0, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    wide, channels = draw(st.sampled_from((torch.float32, torch.float64))), groups * each
+
+    def partials(c: int) -> torch.Tensor:
+        p = _strided(draw, (n, c, draw(st.integers(1, 5)), 3), wide).clone()
+        return torch.stack((p[..., 0].abs().ceil() + 1, p[..., 1], p[..., 2].square()), -1)
+
+    first = draw(st.integers(1, channels))
+    arguments: dict[str, Any] = {"partials": partials(first), "groups": groups}
+    if first < channels:
+        arguments["partials2"] = partials(channels - first)
+    for name, shape in (("weight", (channels,)), ("bias", (channels,)), ("scale", (n, channels)), ("shift", (n, channels))):
+        if draw(st.booleans()):
+            arguments[name] = _strided(draw, shape, wide)
+    bad = {
+        "partials": [None, torch.zeros(n, first, 3), torch.zeros(n, first, 0, 3, dtype=wide)],
+        "groups": [0, channels + 1, 1.0, True],
+        "weight": [torch.zeros(channels + 1), torch.zeros(channels, dtype=torch.int64)],
+        "scale": [torch.zeros(channels)],
+        "eps": [-1.0, float("nan"), "1"],
+    }
+    return _spoil(draw, arguments, bad)
+
+
+@st.composite
+def packing_calls(draw: st.DrawFn) -> Call:
+    kernel = draw(st.sampled_from(((1, 1), (3, 3), (2, 5))))
+    shape = (draw(st.integers(1, 40)), draw(st.integers(1, 40)), *kernel)
+    arguments = {"weight": _strided(draw, shape, draw(st.sampled_from(DTYPES)))}
+    if kernel == (3, 3):
+        arguments["winograd"] = draw(st.booleans())
+    return _spoil(draw, arguments, {"weight": [None, torch.zeros(3, 3), torch.zeros(0, 1, 3, 3), torch.ones(2, 2, 1, 1).int()]})
+
+
 # What is drawn for each op's public function, and the raw op's arguments that its result is compared with.
 DRAWN: dict[str, st.SearchStrategy[Call]] = {
     "film": film_calls(),
@@ -220,6 +298,9 @@ DRAWN: dict[str, st.SearchStrategy[Call]] = {
     "ddpm_step": ddpm_calls(),
     "timestep_embedding": embedding_calls(),
     "attention": attention_calls(),
+    "conv2d_fused": convolution_calls(),
+    "norm_affine": affine_calls(),
+    "pack_conv_weight": packing_calls(),
 }
 
 
@@ -255,7 +336,7 @@ def test_drawn_calls(name: str) -> None:
         with _recorded(op) as raw:
             got = as_tuple(public(**arguments))
         args = raw[0] if raw else PAST_THE_OP[name](**arguments)
-        plain, truth = as_tuple(op.reference(*args)), as_tuple(op.reference(*in_float64(args)))
+        plain, truth = as_tuple(op.plain(*args)), as_tuple(op.reference(*in_float64(args)))
         for g, p, t in zip(got, plain, truth, strict=False):
             if p.shape == g.shape:  # an empty tensor stands for a noise that was given
                 error, bound = error_and_bound(g, p, t, op.floor)
@@ -277,7 +358,8 @@ class _recorded:
         self._plain: Callable[..., Any] = type(self._op).__call__
 
         def call(op: ops.Op, *args: Any) -> Any:
-            calls.append(args)
+            if op is self._op:
+                calls.append(args)
             return self._plain(op, *args)
 
         type(self._op).__call__ = call

@@ -32,6 +32,7 @@ from .pack_conv_weight import order_of, pack_conv_weight
 from .pack_conv_weight import reference as pack
 
 Maybe = torch.Tensor | None
+_NoAutocast = torch._C._DisableAutocast  # for every device at once, and the reference is traced on meta, which has none
 PIXELS_OF_A_PART = 128  # of which statistics are taken together, at least, where there are as many
 
 
@@ -86,20 +87,21 @@ def _convolution(
     upsample: bool,
     statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = compute_dtype(x)
-    h = (x if x2 is None else torch.cat((x, x2), 1)).to(wide)
-    if a is not None:
-        h = h * per_channel(a, h) + per_channel(b, h)
-    h = activate(h, act_in).to(dtype)
-    if upsample:
-        h = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    y = F.conv2d(F.pad(h, tuple(padding)), weight.to(dtype), stride=stride)
-    if bias is not None:
-        y = y + per_channel(bias.to(dtype), y)
-    if residual is not None:
-        y = y + residual.to(dtype)
-    y = activate(y, act_out)
-    partials = _statistics(y.to(wide)) if statistics else y.new_empty((*y.shape[:2], 0, 3), dtype=wide)
+    with _NoAutocast():  # the op casts nothing
+        wide = compute_dtype(x)
+        h = (x if x2 is None else torch.cat((x, x2), 1)).to(wide)
+        if a is not None:
+            h = h * per_channel(a, h) + per_channel(b, h)
+        h = activate(h, act_in).to(dtype)
+        if upsample:
+            h = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        y = F.conv2d(F.pad(h, tuple(padding)), weight.to(dtype), stride=stride)
+        if bias is not None:
+            y = y + per_channel(bias.to(dtype), y)
+        if residual is not None:
+            y = y + residual.to(dtype)
+        y = activate(y, act_out)
+        partials = _statistics(y.to(wide)) if statistics else y.new_empty((*y.shape[:2], 0, 3), dtype=wide)
     return torch.empty_like(y, dtype=x.dtype, memory_format=torch.channels_last).copy_(y), partials
 
 

@@ -48,6 +48,6 @@ def attend(block: AttentionBlock, x: torch.Tensor) -> torch.Tensor:
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
-    frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000.0) / (dim // 2 - 1)))
+    frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000.0) / (dim // 2)))
     angles = t[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
+from oracle import cpu_level
 
-from fastdiff import ops
 from fastdiff.ops._library import CPU_LEVELS
 
 __all__ = ["CPU_LEVELS", "SHAPES", "cpu_level", "layouts"]
@@ -16,18 +12,6 @@ __all__ = ["CPU_LEVELS", "SHAPES", "cpu_level", "layouts"]
 # Ragged against vectors, rows and tiles of noise; whole planes in one tile and not; more channels than a tile holds.
 SHAPES = [(3,), (2, 5), (3, 70), (2, 3, 7), (2, 3, 7, 5), (2, 1, 28, 28), (2, 3, 40, 41), (1, 4, 64, 64), (1, 70, 9, 9),
           (1, 300, 5, 4), (1, 130, 33, 2), (2, 3, 5, 4, 3), (1, 1, 130, 131), (2, 8, 1, 1), (1, 6000, 2, 1)]  # fmt: skip
-
-
-@contextmanager
-def cpu_level(level: str) -> Iterator[None]:
-    """Kernels of this instruction set, or of the highest that this machine has."""
-    library = ctypes.CDLL(str(ops.native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
-    library.fastdiff_cap_cpu(level.encode())
-    try:
-        yield
-    finally:
-        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
 
 
 def layouts(x: torch.Tensor) -> list[torch.Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from fastdiff.ops import REGISTRY, Op, Sample
-from fastdiff.ops._oracle import error_and_bound
+from fastdiff.ops import REGISTRY, Op, Sample, native
+from fastdiff.ops._oracle import error_and_bound, errors_and_bounds
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -14,6 +18,27 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def needs_kernel(name: str) -> pytest.MarkDecorator:
     """For tests whose subject is the compiled kernel: a build without kernels has nothing for them to test."""
     return pytest.mark.skipif(not REGISTRY[name].compiled("CPU"), reason=f"{name} runs as plain torch: no kernel to test")
+
+
+@contextmanager
+def cpu_level(level: str) -> Iterator[None]:
+    """CPU kernels of this instruction set, or of the highest below it that the machine has."""
+    library = ctypes.CDLL(str(native.path))
+    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
+    try:
+        library.fastdiff_cap_cpu(level.encode())
+        yield
+    finally:
+        library.fastdiff_cap_cpu(native.cpu_level.encode())
+
+
+def check_at_level(level: str, op: Op, dtype: torch.dtype) -> None:
+    """Every small sample against float64, with the kernels of one instruction set."""
+    with cpu_level(level):
+        for sample in small(op, dtype):
+            for i, (error, bound) in enumerate(errors_and_bounds(op, sample.args)):
+                what = f"{level} {op.name} [{sample.name}] output {i}"
+                assert error <= bound, f"{what}: {error:.3e} is above {bound:.3e}"
 
 
 def small(op: Op, dtype: torch.dtype, device: str = "cpu") -> list[Sample]:

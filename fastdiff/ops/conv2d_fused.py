@@ -44,24 +44,9 @@ def partials_of(height: int, width: int) -> tuple[int, int]:
 
 
 def reference(
-    x: torch.Tensor,
-    x2: Maybe,
-    weight: torch.Tensor,
-    packed: torch.Tensor,
-    a: Maybe,
-    b: Maybe,
-    act_in: str,
-    bias: Maybe,
-    residual: Maybe,
-    act_out: str,
-    stride: int,
-    padding: Sequence[int],
-    upsample: bool,
-    statistics: bool,
+    x: torch.Tensor, x2: Maybe, weight: torch.Tensor, packed: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _convolution(
-        compute_dtype(x), x, x2, weight, a, b, act_in, bias, residual, act_out, stride, padding, upsample, statistics
-    )
+    return _convolution(compute_dtype(x), x, x2, weight, *rest)
 
 
 def _plain(

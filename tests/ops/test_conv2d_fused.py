@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import pytest
 import torch
-from oracle import DTYPES, needs_kernel, small
+from oracle import DTYPES, check_at_level, needs_kernel
 from torch import nn
 from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.ops._library import CPU_LEVELS
-from fastdiff.ops._oracle import as_tuple, errors_and_bounds
+from fastdiff.ops._oracle import as_tuple
 from fastdiff.ops.conv2d_fused import partials_of
 
 OP, NORM = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_affine"]
@@ -116,16 +115,8 @@ def test_the_order_of_packed_weights() -> None:
 @pytest.mark.parametrize("level", CPU_LEVELS[:4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(level: str, dtype: torch.dtype) -> None:
-    library = ctypes.CDLL(str(ops.native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
-    try:
-        library.fastdiff_cap_cpu(level.encode())
-        for op in (OP, NORM):
-            for sample in small(op, dtype):
-                for i, (error, bound) in enumerate(errors_and_bounds(op, sample.args)):
-                    assert error <= bound, f"{level} {op.name} [{sample.name}] output {i}: {error:.3e} is above {bound:.3e}"
-    finally:
-        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
+    for op in (OP, NORM):
+        check_at_level(level, op, dtype)
 
 
 @compiled_only

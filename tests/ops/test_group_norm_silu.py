@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import DTYPES, needs_kernel, small
+from oracle import DTYPES, check_at_level, cpu_level, needs_kernel
 from torch.nn import functional as F
 
 from fastdiff import ops
 from fastdiff.ops import group_norm_silu
 from fastdiff.ops._library import CPU_LEVELS
-from fastdiff.ops._oracle import errors_and_bounds
 
 X, W, S = torch.randn(2, 6, 4, 5), torch.randn(6), torch.randn(2, 6)
 FORWARD, BACKWARD = ops.REGISTRY["group_norm_silu"], ops.REGISTRY["group_norm_silu_backward"]
@@ -95,16 +93,8 @@ def test_an_image_does_not_depend_on_its_batch_or_on_threads(threads: int, memor
 @pytest.mark.parametrize("level", CPU_LEVELS[:3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(level: str, dtype: torch.dtype) -> None:
-    library = ctypes.CDLL(str(ops.native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
-    try:
-        library.fastdiff_cap_cpu(level.encode())
-        for op in (FORWARD, BACKWARD):
-            for sample in small(op, dtype):
-                for i, (error, bound) in enumerate(errors_and_bounds(op, sample.args)):
-                    assert error <= bound, f"{level} {op.name} [{sample.name}] output {i}: {error:.3e} is above {bound:.3e}"
-    finally:
-        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
+    for op in (FORWARD, BACKWARD):
+        check_at_level(level, op, dtype)
 
 
 @compiled_only
@@ -118,10 +108,7 @@ def test_what_is_written_past_the_caches_is_the_same(
     images = (1 << 24) // (32 * 64 * 64 * dtype.itemsize)
     x = torch.randn(images, 32, 64, 64).to(dtype).contiguous(memory_format=memory_format)
     assert x.nbytes == 1 << 24
-    library = ctypes.CDLL(str(ops.native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
-    try:
-        library.fastdiff_cap_cpu(level.encode())
+    with cpu_level(level):
         for i in (0, images - 1):
             together, alone = (
                 x.clone(memory_format=torch.preserve_format).requires_grad_(),
@@ -132,8 +119,6 @@ def test_what_is_written_past_the_caches_is_the_same(
             y.backward(x)
             one.backward(x[i : i + 1])
             assert torch.equal(together.grad[i], alone.grad[0])
-    finally:
-        library.fastdiff_cap_cpu(ops.native.cpu_level.encode())
 
 
 def test_a_training_step_keeps_x_and_little_else() -> None:

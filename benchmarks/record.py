@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +36,15 @@ def measured_on(device: str = "cpu") -> dict[str, Any]:
 
 def file_name(device: str) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-') or 'cpu'}.csv"
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]], key: str) -> Path:
+    """Rows of what was measured now (by its column `key`) take the place of earlier ones; others stay."""
+    measured = {row[key] for row in rows}
+    kept = [row for row in csv.DictReader(path.open()) if row[key] not in measured] if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+    return path

@@ -13,7 +13,6 @@ large tensor, and the page faults of the next one are then most of every variant
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 from gate import Args, backward, ours, passes
-from record import THREADS, file_name, measured_on
+from record import THREADS, file_name, measured_on, write_rows
 from rivals import rival
 from timing import interleaved
 
@@ -126,18 +125,6 @@ def measure(names: list[str]) -> Iterator[dict]:
         print(checked.name, sample.name, dtype, {k: f"{1e6 * t.median:.0f}" for k, t in timings.items()}, flush=True)
 
 
-def write_csv(rows: list[dict]) -> Path:
-    """Rows of ops measured now take the place of theirs; others stay."""
-    path = HERE / "results" / file_name(rows[0]["device"])
-    measured = {row["op"] for row in rows}
-    kept = [r for r in csv.DictReader(path.open()) if r["op"] not in measured] if path.exists() else []
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept + rows)
-    return path
-
-
 def main() -> None:
     unknown = set(sys.argv[1:]) - set(ops.REGISTRY)
     if unknown:
@@ -149,7 +136,7 @@ def main() -> None:
             rows.append(row)  # noqa: PERF402  one by one, so that an interrupt loses none
     finally:
         if rows:
-            print(write_csv(rows))
+            print(write_rows(HERE / "results" / file_name(rows[0]["device"]), COLUMNS, rows, "op"))
     from report import write_results
 
     print(write_results())

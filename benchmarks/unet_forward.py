@@ -9,7 +9,6 @@ in channels_last. Each output is held against float64 first: relative to its nor
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import THREADS, file_name, measured_on
+from record import THREADS, file_name, measured_on, write_rows
 from report import write_results
 from timing import interleaved
 from torch import nn
@@ -52,7 +51,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     rows = [row for case in args.cases or CASES for row in measure(case, args.rounds)]
-    print(write_csv(rows))
+    print(write_rows(HERE / "results" / "unet_forward" / file_name(rows[0]["device"]), COLUMNS, rows, "case"))
     print(write_results())
 
 
@@ -108,19 +107,6 @@ def forward(
             return run(x, t)
 
     return call
-
-
-def write_csv(rows: list[dict[str, Any]]) -> Path:
-    """Rows of cases measured now take the place of theirs; others stay."""
-    path = HERE / "results" / "unet_forward" / file_name(rows[0]["device"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    measured = {row["case"] for row in rows}
-    kept = [r for r in csv.DictReader(path.open()) if r["case"] not in measured] if path.exists() else []
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept + rows)
-    return path
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Layers and blocks on top of `fastdiff.ops`."""
 
-from .attention import AttentionBlock
+from .attention import AttentionBlock, CrossAttentionBlock
 from .blocks import DownBlock, UpBlock
 from .embedding import LabelEmbedding, TimeEmbedding, TimeMLP
 from .film import FiLM
@@ -11,6 +11,7 @@ from .residual import TimeResidualBlock
 
 __all__ = [
     "AttentionBlock",
+    "CrossAttentionBlock",
     "DownBlock",
     "Downsample",
     "FiLM",

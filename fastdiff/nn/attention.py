@@ -1,4 +1,4 @@
-"""Self-attention over the pixels of an image."""
+"""Attention of the pixels of an image: to each other, or to a context sequence such as the tokens of a text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from .init import zeroed
 from .norm import GroupNorm, default_groups
 
 
-def attention_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d)) v, each [N, heads, pixels, d]: torch's own where d is none of the sizes that our op takes."""
-    return (ops.attention if q.shape[3] in HEAD_DIMS else F.scaled_dot_product_attention)(q, k, v)
+def attention_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)) v, each [N, heads, length, d]: torch's own where d is none of the sizes that our op takes."""
+    return (ops.attention if q.shape[3] in HEAD_DIMS else F.scaled_dot_product_attention)(q, k, v, mask)
 
 
 def default_head_dim(channels: int) -> int:
     """64, as in Dhariwal & Nichol 2021; all channels where they are fewer, else their largest divisor below 64."""
     return next(d for d in range(min(64, channels), 0, -1) if channels % d == 0)
+
+
+def _checked_head_dim(channels: int, head_dim: int | None) -> int:
+    if head_dim is not None and (head_dim < 1 or channels % head_dim):
+        raise ValueError(f"head_dim must be a divisor of the {channels} channels, got {head_dim}")
+    return default_head_dim(channels) if head_dim is None else head_dim
 
 
 class AttentionBlock(nn.Module):
@@ -35,9 +41,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
-        self.head_dim = default_head_dim(channels) if head_dim is None else head_dim
-        if self.head_dim < 1 or channels % self.head_dim:
-            raise ValueError(f"head_dim must be a divisor of the {channels} channels, got {head_dim}")
+        self.head_dim = _checked_head_dim(channels, head_dim)
         self.norm = GroupNorm(default_groups(channels) if groups is None else groups, channels, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
@@ -48,6 +52,60 @@ class AttentionBlock(nn.Module):
         h = attention_of(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, HW, d]
         h = self.proj(h.transpose(1, 2).flatten(2))
         return x + h.transpose(1, 2).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"head_dim={self.head_dim}"
+
+
+class CrossAttentionBlock(nn.Module):
+    """x + proj(attention(q(group_norm(x)), kv(context))): every pixel attends to all tokens of its image's context.
+
+    context_dim: features of a token. head_dim, groups, eps: see `AttentionBlock`.
+    The output projection starts at zero, so that the block starts as the identity.
+    x: [N, channels, H, W]; context: [N, S, context_dim], S at least 1, in the weights' dtype (any floating one under autocast).
+    mask: bool [N, S], False for tokens to pass over, such as padding; None: none. An image all of whose tokens are passed
+        over gets no context: the projection's bias alone is added.
+    Returns x's shape and memory format. Raises TypeError or ValueError naming the argument.
+    Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3.
+    """
+
+    def __init__(
+        self, channels: int, context_dim: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        if context_dim < 1:
+            raise ValueError(f"context_dim must be at least 1, got {context_dim}")
+        self.head_dim = _checked_head_dim(channels, head_dim)
+        self.norm = GroupNorm(default_groups(channels) if groups is None else groups, channels, eps)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(context_dim, 2 * channels)
+        self.proj = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        self._check(x, context, mask)
+        q = self.q(self.norm(x).flatten(2).transpose(1, 2)).unflatten(2, (-1, self.head_dim))  # [N, HW, heads, d]
+        h = self.proj(self.attended(q.transpose(1, 2), context, mask))
+        return x + h.transpose(1, 2).reshape(x.shape)
+
+    def attended(self, q: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """What the queries [N, heads, HW, d] find in the context: [N, HW, channels]."""
+        k, v = self.kv(context).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)  # [N, heads, S, d] each
+        h = attention_of(q, k, v, None if mask is None else mask[:, None, None])
+        return h.transpose(1, 2).flatten(2)
+
+    def _check(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> None:
+        wanted = (x.shape[0], self.kv.in_features)
+        if context.dim() != 3 or (context.shape[0], context.shape[2]) != wanted or context.shape[1] < 1:
+            raise ValueError(
+                f"context must have shape ({wanted[0]}, S, {wanted[1]}) = [N, S, context_dim], S at least 1, "
+                f"got {tuple(context.shape)}"
+            )
+        if mask is None:
+            return
+        if mask.dtype is not torch.bool:
+            raise TypeError(f"mask must be a bool tensor, True for tokens to attend to, got {mask.dtype}")
+        if mask.shape != context.shape[:2]:
+            raise ValueError(f"mask must have shape {tuple(context.shape[:2])} = [N, S], got {tuple(mask.shape)}")
 
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}"

@@ -8,6 +8,7 @@ so w = 1 is plain conditional sampling and w = 0 unconditional; the w of Ho & Sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -24,35 +25,71 @@ def class_count(network: Network) -> int | None:
     return count if count is not None else getattr(network, "config", {}).get("num_classes")
 
 
-def guided(network: Network, labels: torch.Tensor | None, scale: float = 1.0, rescale: float = 0.0) -> Denoise:
-    """denoise(x, t) that runs the network under the labels with guidance.
+class Conditions(NamedTuple):
+    """What images are made under, each row of each tensor for one image; None where there is no such condition."""
+
+    labels: torch.Tensor | None = None  # int64 [N]
+    context: torch.Tensor | None = None  # [N, S, context_dim]: the tokens of a text, say
+    context_mask: torch.Tensor | None = None  # bool [N, S], False for tokens to pass over
+
+    def of(self, images: slice) -> Conditions:
+        """Those of some of the images."""
+        return Conditions(*(None if rows is None else rows[images] for rows in self))
+
+    def arguments(self) -> tuple[tuple[torch.Tensor | None, ...], dict[str, torch.Tensor]]:
+        """What a network is called with after (x, t): labels by position, the others by name, where there are any."""
+        named = {"context": self.context, "context_mask": self.context_mask}
+        named = {name: rows for name, rows in named.items() if rows is not None}
+        return (self.labels,) if self.labels is not None or named else (), named
+
+
+def guided(network: Network, conditions: Conditions, scale: float = 1.0, rescale: float = 0.0) -> Denoise:
+    """denoise(x, t) that runs the network under the conditions with guidance.
 
     Args:
-        network: network(x, t, labels); without labels network(x, t).
-        labels: int64 [N] on the images' device, or None.
-        scale: w above. At 1 the network makes one plain pass per step, else one of twice the batch.
+        network: network(x, t), with labels network(x, t, labels), with a context network(x, t, labels, context=...,
+            context_mask=...).
+        conditions: on the images' device.
+        scale: w above. At 1 the network makes one plain pass per step, else one of twice the batch, whose second half has
+            the null class and a context of which every token is passed over.
         rescale: phi in 0..1, how far the output goes back to the spread of the conditional one; Lin et al. 2023,
             equations 15 and 16, with one standard deviation per image.
 
-    Raises ValueError for a scale other than 1 without labels or without a null class, and rescale out of range.
+    Raises ValueError for a scale other than 1 without conditions, for labels without a null class, and rescale out of range.
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must be in 0..1, got {rescale}")
     if scale == 1:
-        return network if labels is None else lambda x, t: network(x, t, labels)
-    if labels is None:
-        raise ValueError(f"guidance={scale} needs labels to guide towards")
-    null = class_count(network)
-    if null is None:
-        raise ValueError(f"guidance={scale} needs a network with a null class: build it with num_classes")
-    both = torch.cat([labels, torch.full_like(labels, null)])
+        labels, named = conditions.arguments()
+        return lambda x, t: network(x, t, *labels, **named)
+    labels, named = _both(conditions, _unconditional(network, conditions, scale)).arguments()
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        cond, uncond = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        cond, uncond = network(torch.cat([x, x]), torch.cat([t, t]), *labels, **named).chunk(2)
         mixed = uncond + scale * (cond - uncond)
         return _rescaled(mixed, cond, rescale) if rescale else mixed
 
     return denoise
+
+
+def _unconditional(network: Network, conditions: Conditions, scale: float) -> Conditions:
+    labels, context, mask = conditions
+    if labels is None and context is None:
+        raise ValueError(f"guidance={scale} needs labels or a context to guide towards")
+    if labels is not None:
+        null = class_count(network)
+        if null is None:
+            raise ValueError(f"guidance={scale} needs a network with a null class: build it with num_classes")
+        labels = torch.full_like(labels, null)
+    if context is not None:
+        mask = torch.zeros(context.shape[:2], dtype=torch.bool, device=context.device)
+    return Conditions(labels, context, mask)
+
+
+def _both(first: Conditions, second: Conditions) -> Conditions:
+    if first.context is not None and first.context_mask is None:
+        first = first._replace(context_mask=torch.ones_like(second.context_mask))
+    return Conditions(*(None if a is None else torch.cat([a, b]) for a, b in zip(first, second, strict=True)))
 
 
 def _rescaled(mixed: torch.Tensor, cond: torch.Tensor, phi: float) -> torch.Tensor:

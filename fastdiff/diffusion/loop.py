@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fastdiff import ops
-from fastdiff.diffusion.guidance import Denoise, Network, class_count, guided
+from fastdiff.diffusion.guidance import Conditions, Denoise, Network, class_count, guided
 from fastdiff.diffusion.samplers import SAMPLERS, spaced_timesteps
 from fastdiff.diffusion.schedule import NoiseScheduler
 
@@ -130,7 +130,7 @@ def sample(
     chosen = spaced_timesteps(scheduler.timesteps, scheduler.timesteps if steps is None else steps, spacing)
     timesteps, coefficients = SAMPLERS[sampler](scheduler, chosen, prediction, **options)
     seeds = _image_seeds(count, seed, generator, seeds).to(device)
-    labels = _labels(labels, count, class_count(network), device)
+    conditions = Conditions(_labels(labels, count, class_count(network), device))
     if x_start is not None and x_start.shape != torch.Size(shape):
         raise ValueError(f"x_start must have shape {tuple(shape)}, got {tuple(x_start.shape)}")
 
@@ -140,7 +140,7 @@ def sample(
             part = slice(first, first + (batch_size or count))
             own = seeds[part]
             x = start_noise((len(own), *shape[1:]), own) if x_start is None else x_start[part].to(device)
-            denoise = guided(network, None if labels is None else labels[part], guidance, guidance_rescale)
+            denoise = guided(network, conditions.of(part), guidance, guidance_rescale)
             options = {"clip": clip, "seeds": own, "progress": progress, "frames": frames}
             done.append(run_sampler(denoise, x, timesteps, coefficients, **options))
     images = torch.cat([batch for batch, _ in done])

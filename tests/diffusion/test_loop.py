@@ -4,7 +4,6 @@ from torch.testing import assert_close
 
 from fastdiff import ops
 from fastdiff.diffusion import NoiseScheduler, run_sampler, sample, slerp
-from fastdiff.diffusion.guidance import guided
 from fastdiff.diffusion.samplers import ddim, ddpm
 
 SHAPE = (5, 1, 4, 3)
@@ -102,30 +101,6 @@ def test_progress(toy, scheduler, capsys):
 def test_video_and_no_images(toy, scheduler):
     assert sample(toy(), scheduler, (2, 1, 3, 4, 4)).shape == (2, 1, 3, 4, 4)
     assert sample(toy(), scheduler, (0, 1, 4, 4)).shape == (0, 1, 4, 4)
-
-
-def test_guidance_identities(toy):
-    network = toy(num_classes=3)
-    network.eval()
-    x, t, labels = torch.randn(2, 1, 4, 4), torch.tensor([3, 3]), torch.tensor([0, 2])
-    cond, uncond = network(x, t, labels), network(x, t, torch.tensor([3, 3]))
-    network.calls.clear()
-    assert torch.equal(guided(network, labels, 1.0)(x, t), cond)
-    assert network.calls == [((2, 1, 4, 4), False)]
-    assert_close(guided(network, labels, 0.0)(x, t), uncond)
-    assert network.calls[1:] == [((4, 1, 4, 4), False)]
-    assert_close(guided(network, labels, 3.0)(x, t), uncond + 3 * (cond - uncond))
-    assert_close(guided(network, None)(x, t), network(x, t))
-
-
-def test_guidance_rescale_restores_the_spread(toy):
-    network = toy(num_classes=1)
-    network.forward = lambda x, t, labels: x * (1 + labels.reshape(-1, 1, 1, 1))
-    x, t, labels = torch.randn(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
-    plain, half, full = (guided(network, labels, -2.0, phi)(x, t) for phi in (0.0, 0.5, 1.0))
-    assert_close(full.std((1, 2, 3)), x.std((1, 2, 3)))  # x is the conditional output
-    assert_close(half, (plain + full) / 2)
-    assert torch.isfinite(guided(network, labels, -2.0, 1.0)(torch.zeros_like(x), t)).all()
 
 
 def test_sampling_with_labels(toy, scheduler):

@@ -43,6 +43,16 @@ FASTDIFF_INLINE Vec<Compute<T>> channels_at(const Conv2dArgs& c, int64_t pixel, 
   return load_up_to(both, count);
 }
 
+// Where a pixel's 64 bytes of channels lie in x or x2, if the prologue leaves them as they are and one of both holds them all.
+template <class T, Act kAct>
+const T* as_they_are(const Conv2dArgs& c, int64_t pixel, int64_t channel) {
+  if (!std::is_same_v<T, Kept<T>> || kAct != Act::none || c.a) return nullptr;
+  if (channel + kBlock<T> <= c.channels) return static_cast<const T*>(c.x) + pixel * c.channels + channel;
+  const int64_t second = channel - c.channels;
+  const bool all = second >= 0 && second + kBlock<T> <= c.channels2;
+  return all ? static_cast<const T*>(c.x2) + pixel * c.channels2 + second : nullptr;
+}
+
 // One input row of image n through the prologue, from channel block to channel block.
 template <class T, Act kAct>
 void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row, unsigned char* to) {
@@ -60,6 +70,16 @@ void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row,
     zero(0, inside ? least(c.left, padded_width) : padded_width);
     if (inside == 0) continue;
     zero(end, padded_width);
+    const int64_t line = (n * c.height + (row >> shift)) * c.width;
+    const auto at_copies = [&](int64_t x, auto&& store) {  // one place, or two where the row is up-sampled
+      for (int64_t at = c.left + (x << shift), last = least(at + shift, end - 1); at <= last; ++at) store(to + k.column(c, at));
+    };
+    if (const T* from = as_they_are<T, kAct>(c, line, block * kBlock<T>)) {
+      const int64_t stride = block * kBlock<T> < c.channels ? c.channels : c.channels2;
+      for (int64_t x = 0; x << shift < end - c.left; ++x, from += stride)
+        at_copies(x, [&](unsigned char* place) { std::memcpy(place, from, kBlockBytes); });
+      continue;
+    }
     for (int64_t first = 0; first < kBlock<T>; first += kLanes) {
       const int64_t channel = block * kBlock<T> + first;
       const int64_t count = channel < channels ? least(kLanes, channels - channel) : 0;
@@ -68,17 +88,13 @@ void keep_row(const Conv2dArgs& c, const KeptRows<T>& k, int64_t n, int64_t row,
         factor = load_up_to(static_cast<const S*>(c.a) + n * channels + channel, count);
         offset = load_up_to(static_cast<const S*>(c.b) + n * channels + channel, count);
       }
-      const int64_t line = (n * c.height + (row >> shift)) * c.width;
       for (int64_t x = 0; x << shift < end - c.left; ++x) {
         Vec<S> v{};
         if (count) {
           v = channels_at<T>(c, line + x, channel, count);
           v = activate<kAct>(c.a ? madd(v, factor, offset) : v);
         }
-        for (int64_t copy = 0; copy <= shift; ++copy) {
-          const int64_t at = c.left + (x << shift) + copy;
-          if (at < end) store_operands(reinterpret_cast<K*>(to + k.column(c, at)) + first, v);
-        }
+        at_copies(x, [&](unsigned char* place) { store_operands(reinterpret_cast<K*>(place) + first, v); });
       }
     }
   }

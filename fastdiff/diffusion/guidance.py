@@ -78,7 +78,7 @@ def _unconditional(network: Network, conditions: Conditions, scale: float) -> Co
         raise ValueError(f"guidance={scale} needs labels or a context to guide towards")
     if labels is not None:
         null = class_count(network)
-        if null is None:
+        if null is None or not getattr(network, "config", {}).get("null_class", True):
             raise ValueError(f"guidance={scale} needs a network with a null class: build it with num_classes")
         labels = torch.full_like(labels, null)
     if context is not None:

@@ -22,17 +22,25 @@ class Denoiser(nn.Module):
 
     in_channels: of the images. time_embed_dim: width of the embedding, even. num_classes: None without labels.
     levels: resolutions of the network; each but the first halves height and width.
-    config: the subclass's `constructor_arguments`.
+    config: the subclass's `constructor_arguments`. sinusoid_dim, freq_shift: see `TimeMLP`; null_class: see `LabelEmbedding`.
     """
 
     def __init__(
-        self, in_channels: int, time_embed_dim: int, num_classes: int | None, levels: int, config: dict[str, Any]
+        self,
+        in_channels: int,
+        time_embed_dim: int,
+        num_classes: int | None,
+        levels: int,
+        config: dict[str, Any],
+        sinusoid_dim: int | None = None,
+        freq_shift: float = 0,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.min_size = 2 ** (levels - 1)
-        self.time_embedding = TimeMLP(time_embed_dim)
-        self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, time_embed_dim)
+        self.time_embedding = TimeMLP(time_embed_dim, sinusoid_dim, freq_shift)
+        self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, time_embed_dim, null_class)
         self._config = config
 
     @property

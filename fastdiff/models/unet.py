@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -45,7 +47,7 @@ class UNet(Denoiser):
     In the middle residual block, attention, residual block. The last convolution starts at zero.
 
     in_channels, out_channels: of the images and of the prediction (None: in_channels).
-    model_channels, channel_multipliers: level i has model_channels * channel_multipliers[i] channels.
+    model_channels, channel_multipliers: level i has model_channels * channel_multipliers[i] channels, rounded.
     time_embed_dim: width of the embedding of t and label that all blocks receive, even.
     attention_resolutions: down-sampling factors, not sizes in pixels: 1 is the full image, 2 half its height and
         width, 4 a quarter; factors that the network does not reach are passed over. (2, 4) with three multipliers
@@ -53,8 +55,11 @@ class UNet(Denoiser):
     norm: group, instance or batch, in the residual blocks and before the last convolution; attention has group norm.
     groups: of the group norms, a divisor of all channel numbers, sums with skips included; None: for each norm the
         largest divisor of its channels not above 32. eps: added to the variance in all norms.
-    head_dim: channels of one attention head; None: 64, or all channels where they are fewer.
+    head_dim: channels of one attention head; "all": one head; None: 64, or all channels where they are fewer.
     num_classes: None without labels. conditioning, dropout: see `TimeResidualBlock`.
+    For networks that others have trained: sinusoid_dim, freq_shift: see `TimeMLP`. null_class: see `LabelEmbedding`.
+    downsample_padding: see `Downsample`. middle_attention: whether the middle has attention; middle_groups: of its norm,
+        None: as in the others, 0: no norm.
 
     Raises ValueError naming the argument. Calls: see `Denoiser.forward`.
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B; Dhariwal & Nichol 2021,
@@ -66,21 +71,31 @@ class UNet(Denoiser):
         in_channels: int = 1,
         model_channels: int = 64,
         time_embed_dim: int = 256,
-        channel_multipliers: Sequence[int] = (1, 2, 2),
+        channel_multipliers: Sequence[float] = (1, 2, 2),
         num_res_blocks: int = 2,
         attention_resolutions: Sequence[int] = (2, 4),
         norm: Norm = "group",
         num_classes: int | None = None,
         groups: int | None = None,
         eps: float = 1e-5,
-        head_dim: int | None = None,
+        head_dim: int | Literal["all"] | None = None,
         conditioning: Conditioning = "scale_shift",
         dropout: float = 0.0,
         out_channels: int | None = None,
+        sinusoid_dim: int | None = None,
+        freq_shift: float = 0,
+        null_class: bool = True,
+        downsample_padding: int = 1,
+        middle_attention: bool = True,
+        middle_groups: int | None = None,
     ) -> None:
         config = constructor_arguments(locals())
-        if not channel_multipliers or min(channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers must be one or more numbers from 1 on, got {channel_multipliers}")
+        widths = [round(model_channels * m) for m in channel_multipliers]
+        if not widths or min(widths) < 1:
+            raise ValueError(
+                f"channel_multipliers must be one or more numbers that make {model_channels} channels at least 1, "
+                f"got {channel_multipliers}"
+            )
         if num_res_blocks < 1:
             raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}")
         if any(f < 1 or f & (f - 1) for f in attention_resolutions):
@@ -89,7 +104,7 @@ class UNet(Denoiser):
                 f"got {attention_resolutions}"
             )
         levels = len(channel_multipliers)
-        super().__init__(in_channels, time_embed_dim, num_classes, levels, config)
+        super().__init__(in_channels, time_embed_dim, num_classes, levels, config, sinusoid_dim, freq_shift, null_class)
 
         residual = partial(
             TimeResidualBlock,
@@ -100,27 +115,26 @@ class UNet(Denoiser):
             eps=eps,
             dropout=dropout,
         )
-        attention = partial(AttentionBlock, head_dim=head_dim, groups=groups, eps=eps)
+        attention = partial(AttentionBlock, head_dim=head_dim, eps=eps)
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
             attends = 2**level in attention_resolutions
-            return Stage(residual(inputs, outputs), attention(outputs) if attends else None)
+            return Stage(residual(inputs, outputs), attention(outputs, groups=groups) if attends else None)
 
-        widths = [model_channels * m for m in channel_multipliers]
         self.conv_in = nn.Conv2d(in_channels, model_channels, 3, padding=1)
 
         channels, skips = model_channels, [model_channels]
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
             inputs = [channels] + [width] * (num_res_blocks - 1)
-            down = Downsample(width) if level < levels - 1 else None
+            down = Downsample(width, downsample_padding) if level < levels - 1 else None
             self.down.append(Level([stage(c, width, level) for c in inputs], down))
             skips += [width] * (num_res_blocks + (down is not None))
             channels = width
 
-        self.middle = nn.ModuleList(
-            [Stage(residual(channels, channels), attention(channels)), Stage(residual(channels, channels), None)]
-        )
+        middle_groups = groups if middle_groups is None else middle_groups
+        centre = attention(channels, groups=middle_groups) if middle_attention else None
+        self.middle = nn.ModuleList([Stage(residual(channels, channels), centre), Stage(residual(channels, channels), None)])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
@@ -183,3 +197,27 @@ class UNet(Denoiser):
             if level.resample is not None:
                 x = fused.upsampled(level.resample, x, skips[-1].x.shape[2:])
         return fused.convolution(self.conv_out, [x.x], fused.affine(self.norm_out, [x]), self.norm_out.act, statistics=False).x
+
+    @classmethod
+    def from_diffusers(cls, folder: str | Path, null_class: bool | None = None) -> UNet:
+        """The network of a folder that diffusers' UNet2DModel wrote, or of a pipeline's folder with one in unet/, in eval mode.
+
+        Its output is that of diffusers. The parameters are float32 whatever the file holds.
+        null_class: whether the last class stands for "no label", as in networks trained for guidance; None: where
+            `save_diffusers` said so.
+        Raises FileNotFoundError for a missing file, and ValueError that names what there is no counterpart for: a value of the
+        config, or tensors that are missing, left over or of another shape.
+        """
+        from .diffusers_folder import load
+
+        return load(cls, folder, null_class)
+
+    def save_diffusers(self, folder: str | Path, sample_size: int | None = None) -> Path:
+        """Write config.json and diffusion_pytorch_model.safetensors, which diffusers' UNet2DModel.from_pretrained reads.
+
+        sample_size: pixels of an image's side, for diffusers' pipelines. Returns the folder.
+        Raises ValueError with all reasons for a network that UNet2DModel cannot express.
+        """
+        from .diffusers_folder import save
+
+        return save(self, folder, sample_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -10,6 +12,8 @@ from .. import ops
 from ..ops.attention import HEAD_DIMS
 from .init import zeroed
 from .norm import GroupNorm, default_groups
+
+HeadDim = int | Literal["all"] | None
 
 
 def attention_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -22,27 +26,33 @@ def default_head_dim(channels: int) -> int:
     return next(d for d in range(min(64, channels), 0, -1) if channels % d == 0)
 
 
-def _checked_head_dim(channels: int, head_dim: int | None) -> int:
-    if head_dim is not None and (head_dim < 1 or channels % head_dim):
+def _checked_head_dim(channels: int, head_dim: HeadDim) -> int:
+    chosen = default_head_dim(channels) if head_dim is None else channels if head_dim == "all" else head_dim
+    if chosen < 1 or channels % chosen:
         raise ValueError(f"head_dim must be a divisor of the {channels} channels, got {head_dim}")
-    return default_head_dim(channels) if head_dim is None else head_dim
+    return chosen
+
+
+def _norm(groups: int | None, channels: int, eps: float) -> nn.Module:
+    groups = default_groups(channels) if groups is None else groups
+    return GroupNorm(groups, channels, eps) if groups else nn.Identity()
 
 
 class AttentionBlock(nn.Module):
     """x + proj(attention(qkv(group_norm(x)))): multi-head self-attention, every pixel attends to all of its image.
 
-    head_dim: channels of one head, a divisor of channels; None: 64, or all channels where they are fewer. Sizes from 8 to 256
-        run as `fastdiff.ops.attention`, others as torch's own.
-    groups: of the norm; None: the largest divisor of channels not above 32.
+    head_dim: channels of one head, a divisor of channels; "all": one head; None: 64, or all channels where they are fewer.
+        Sizes from 8 to 256 run as `fastdiff.ops.attention`, others as torch's own.
+    groups: of the norm; None: the largest divisor of channels not above 32; 0: no norm.
     The output projection starts at zero, so that the block starts as the identity.
     x: [N, channels, H, W], any H and W. Returns x's shape and memory format. Raises ValueError naming the argument.
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; in U-Nets Ho et al. 2020, appendix B.
     """
 
-    def __init__(self, channels: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, head_dim: HeadDim = None, groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
         self.head_dim = _checked_head_dim(channels, head_dim)
-        self.norm = GroupNorm(default_groups(channels) if groups is None else groups, channels, eps)
+        self.norm = _norm(groups, channels, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
 
@@ -70,13 +80,13 @@ class CrossAttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, context_dim: int, head_dim: int | None = None, groups: int | None = None, eps: float = 1e-5
+        self, channels: int, context_dim: int, head_dim: HeadDim = None, groups: int | None = None, eps: float = 1e-5
     ) -> None:
         super().__init__()
         if context_dim < 1:
             raise ValueError(f"context_dim must be at least 1, got {context_dim}")
         self.head_dim = _checked_head_dim(channels, head_dim)
-        self.norm = GroupNorm(default_groups(channels) if groups is None else groups, channels, eps)
+        self.norm = _norm(groups, channels, eps)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(context_dim, 2 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))

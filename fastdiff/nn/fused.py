@@ -17,7 +17,7 @@ from .. import ops
 from .attention import AttentionBlock, attention_of
 from .norm import GroupNorm, GroupNormSiLU
 from .packed import joined, packed_weight
-from .resample import Upsample
+from .resample import Downsample, Upsample
 from .residual import TimeResidualBlock
 
 _CONVOLUTION, _NORM = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_affine"]
@@ -44,7 +44,7 @@ _LAYERS: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
         "shortcut": (nn.Conv2d, nn.Identity),
         "time_proj": (nn.Linear,),
     },
-    AttentionBlock: {"norm": (GroupNorm,), "qkv": (nn.Linear,), "proj": (nn.Linear,)},
+    AttentionBlock: {"norm": (GroupNorm, nn.Identity), "qkv": (nn.Linear,), "proj": (nn.Linear,)},
 }
 
 
@@ -86,7 +86,7 @@ def convolution(
     stride, padding = 1, [0, 0, 0, 0]
     if isinstance(layer, nn.Conv2d):
         stride, (top, left) = layer.stride[0], layer.padding
-        padding = [left, left, top, top]
+        padding = list(layer.zeros) if isinstance(layer, Downsample) else [left, left, top, top]
     a, b = affine or (None, None)
     bias = layer.bias if bias is None else bias
     return Map(*_CONVOLUTION(x, x2, weight, packed, a, b, act, bias, residual, "none", stride, padding, upsample, statistics))
@@ -123,7 +123,8 @@ def residual_block(block: TimeResidualBlock, parts: Sequence[Map], c: torch.Tens
 
 def attention_block(block: AttentionBlock, x: Map) -> Map:
     """`AttentionBlock.forward`."""
-    qkv = convolution(block.qkv, [x.x], affine(block.norm, [x]), statistics=False).x  # [N, 3 C, H, W]
+    normed = affine(block.norm, [x]) if isinstance(block.norm, GroupNorm) else None
+    qkv = convolution(block.qkv, [x.x], normed, statistics=False).x  # [N, 3 C, H, W]
     n, _, height, width = qkv.shape
     qkv = qkv.permute(0, 2, 3, 1).view(n, height * width, 3, -1, block.head_dim)
     h = attention_of(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, HW, d]

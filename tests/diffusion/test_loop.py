@@ -5,6 +5,7 @@ from torch.testing import assert_close
 from fastdiff import ops
 from fastdiff.diffusion import NoiseScheduler, run_sampler, sample, slerp
 from fastdiff.diffusion.samplers import ddim, ddpm
+from fastdiff.models import UNet
 
 SHAPE = (5, 1, 4, 3)
 
@@ -137,6 +138,8 @@ def test_arguments_are_checked(toy, scheduler, options, message):
 def test_guidance_needs_a_null_class(toy, scheduler):
     with pytest.raises(ValueError, match="null class"):
         sample(toy(), scheduler, SHAPE, labels=0, guidance=2.0)
+    with pytest.raises(ValueError, match="null class"):
+        sample(UNet(1, 8, 16, (1,), 1, (), num_classes=3, null_class=False), scheduler, (5, 1, 8, 8), labels=0, guidance=2.0)
 
 
 def test_slerp_keeps_the_spread_of_noise():

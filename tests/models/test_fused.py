@@ -22,6 +22,9 @@ CASES: dict[str, dict[str, Any]] = {
     "labels": {"num_classes": 3},
     "channels that are no multiple": {"model_channels": 12, "head_dim": 3},
     "more outputs": {"in_channels": 3, "out_channels": 6},
+    "zeros on the right and below": {"downsample_padding": 0},
+    "no norm in the middle": {"middle_groups": 0, "head_dim": "all"},
+    "no attention": {"middle_attention": False, "attention_resolutions": (), "channel_multipliers": (1, 1.5)},
 }
 pytestmark = needs_kernel("conv2d_fused")
 

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from ..nn import DownBlock, Downsample, UpBlock
+from ..nn.fused import Map, on_maps
 from ..nn.init import zeroed
 from ..nn.norm import norm_silu
+from ..nn.residual import projections
 from .denoiser import Denoiser, constructor_arguments
 
 
@@ -44,7 +46,10 @@ class SimpleUNet(Denoiser):
         self.norm_out = norm_silu("group", full)
         self.conv_out = zeroed(nn.Conv2d(full, in_channels, 3, padding=1))
 
+    @on_maps
     def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, Map):
+            emb = projections(self, emb)
         full = self.down_full(self.conv_in(x), emb)
         half = self.down_half(self.to_half(full), emb)
         quarter = self.middle(self.to_quarter(half), emb)

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..nn import AttentionBlock, Downsample, GroupNormSiLU, TimeResidualBlock, Upsample, fused
+from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample
+from ..nn.fused import Map, on_maps
 from ..nn.init import zeroed
 from ..nn.norm import Norm, norm_silu
-from ..nn.residual import Conditioning
+from ..nn.residual import Conditioning, projections
 from .denoiser import Denoiser, constructor_arguments
 
 
@@ -146,9 +147,10 @@ class UNet(Denoiser):
         self.norm_out = norm_silu(norm, channels, groups, eps)
         self.conv_out = zeroed(nn.Conv2d(channels, in_channels if out_channels is None else out_channels, 3, padding=1))
 
+    @on_maps
     def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        if type(self.norm_out) is GroupNormSiLU and fused.serves(self, x):
-            return self._predict_fused(x, emb)
+        if isinstance(x, Map):
+            emb = projections(self, emb)
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
@@ -169,34 +171,6 @@ class UNet(Denoiser):
                 x = level.resample(x, size=skips[-1].shape[2:])
 
         return self.conv_out(self.norm_out(x))
-
-    def _predict_fused(self, images: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """The same by `ops.conv2d_fused`, see `nn.fused`."""
-        levels = [*self.down, self.middle, *self.up]
-        stages = [stage for level in levels for stage in (level if isinstance(level, nn.ModuleList) else level.stages)]
-        conditions = iter(fused.projections(self, [stage.residual for stage in stages], emb))
-
-        def run(stage: Stage, *parts: fused.Map) -> fused.Map:
-            x = fused.residual_block(stage.residual, parts, next(conditions))
-            return x if stage.attention is None else fused.attention_block(stage.attention, x)
-
-        x = fused.convolution(self.conv_in, [images.to(fused.computed_in(images))])
-        skips = [x]
-        for level in self.down:
-            for stage in level.stages:
-                x = run(stage, x)
-                skips.append(x)
-            if level.resample is not None:
-                x = fused.convolution(level.resample, [x.x])
-                skips.append(x)
-        for stage in self.middle:
-            x = run(stage, x)
-        for level in self.up:
-            for stage in level.stages:
-                x = run(stage, x, skips.pop())
-            if level.resample is not None:
-                x = fused.upsampled(level.resample, x, skips[-1].x.shape[2:])
-        return fused.convolution(self.conv_out, [x.x], fused.affine(self.norm_out, [x]), self.norm_out.act, statistics=False).x
 
     @classmethod
     def from_diffusers(cls, folder: str | Path, null_class: bool | None = None) -> UNet:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..ops.attention import HEAD_DIMS
+from .fused import Map, on_maps
 from .init import zeroed
 from .norm import GroupNorm, default_groups
 
@@ -38,6 +39,20 @@ def _norm(groups: int | None, channels: int, eps: float) -> nn.Module:
     return GroupNorm(groups, channels, eps) if groups else nn.Identity()
 
 
+def _projected(x: torch.Tensor | Map, layer: nn.Linear) -> torch.Tensor:
+    """The layer at each pixel of [N, C, H, W]: [N, HW, the layer's width]."""
+    if isinstance(x, Map):
+        return x.pointwise(layer).tensor().flatten(2).transpose(1, 2)
+    return layer(x.flatten(2).transpose(1, 2))  # a view where x is channels_last
+
+
+def _added(x: torch.Tensor | Map, h: torch.Tensor, layer: nn.Linear) -> torch.Tensor | Map:
+    """x + layer(h), for h [N, HW, C]."""
+    if isinstance(x, Map):
+        return x + Map.of(h.transpose(1, 2).unflatten(2, x.shape[2:]), x.counts).pointwise(layer)
+    return x + layer(h).transpose(1, 2).reshape(x.shape)
+
+
 class AttentionBlock(nn.Module):
     """x + proj(attention(qkv(group_norm(x)))): multi-head self-attention, every pixel attends to all of its image.
 
@@ -56,12 +71,11 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
 
+    @on_maps
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]: a view where x is channels_last
-        qkv = self.qkv(pixels).unflatten(2, (3, -1, self.head_dim))  # [N, HW, 3, heads, d]
+        qkv = _projected(self.norm(x), self.qkv).unflatten(2, (3, -1, self.head_dim))  # [N, HW, 3, heads, d]
         h = attention_of(*qkv.permute(2, 0, 3, 1, 4))  # [N, heads, HW, d]
-        h = self.proj(h.transpose(1, 2).flatten(2))
-        return x + h.transpose(1, 2).reshape(x.shape)
+        return _added(x, h.transpose(1, 2).flatten(2), self.proj)
 
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}"
@@ -91,17 +105,13 @@ class CrossAttentionBlock(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
 
+    @on_maps
     def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         self._check(x, context, mask)
-        q = self.q(self.norm(x).flatten(2).transpose(1, 2)).unflatten(2, (-1, self.head_dim))  # [N, HW, heads, d]
-        h = self.proj(self.attended(q.transpose(1, 2), context, mask))
-        return x + h.transpose(1, 2).reshape(x.shape)
-
-    def attended(self, q: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """What the queries [N, heads, HW, d] find in the context: [N, HW, channels]."""
+        q = _projected(self.norm(x), self.q).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # [N, heads, HW, d]
         k, v = self.kv(context).unflatten(2, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)  # [N, heads, S, d] each
         h = attention_of(q, k, v, None if mask is None else mask[:, None, None])
-        return h.transpose(1, 2).flatten(2)
+        return _added(x, h.transpose(1, 2).flatten(2), self.proj)
 
     def _check(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> None:
         wanted = (x.shape[0], self.kv.in_features)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .fused import on_maps
 from .residual import TimeResidualBlock
 
 
@@ -32,6 +33,7 @@ class UpBlock(nn.Module):
         self.in_channels = in_channels
         self.residual = TimeResidualBlock(in_channels, out_channels, time_embed_dim, **options)
 
+    @on_maps
     def forward(self, x: torch.Tensor, skip: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         if x.shape[1] + skip.shape[1] != self.in_channels:
             raise ValueError(f"x and skip must have {self.in_channels} channels together, got {x.shape[1]} and {skip.shape[1]}")

@@ -7,6 +7,7 @@ from torch import nn
 
 from .. import ops
 from ..ops._checks import check_act
+from .fused import Map
 from .init import zeroed
 
 
@@ -27,7 +28,7 @@ class FiLM(nn.Module):
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         scale, shift = self.proj(emb).to(x.dtype).chunk(2, dim=1)  # autocast may have made the projection bf16
-        return ops.film(x, scale, shift, self.act)
+        return x.film(scale, shift, self.act) if isinstance(x, Map) else ops.film(x, scale, shift, self.act)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"

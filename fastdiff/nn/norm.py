@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..ops._checks import check_act
+from .fused import Map
 
 Norm = Literal["group", "instance", "batch"]
 
@@ -30,6 +31,8 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, Map):
+            return super().forward(x)
         return ops.group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, act="none")
 
 
@@ -48,6 +51,8 @@ class GroupNormSiLU(nn.GroupNorm):
         self.act = act
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(x, Map):
+            return x.normed(self.num_groups, self.weight, self.bias, self.eps, scale, shift).activated(self.act)
         return ops.group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, self.act)
 
     def extra_repr(self) -> str:
@@ -63,7 +68,9 @@ class BatchNormSiLU(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
         x = super().forward(x)
-        return F.silu(x) if scale is None else ops.film(x, scale, shift, act="silu")
+        if scale is None:
+            return F.silu(x)
+        return x.film(scale, shift, "silu") if isinstance(x, Map) else ops.film(x, scale, shift, act="silu")
 
 
 def norm_silu(norm: Norm, channels: int, groups: int | None = None, eps: float = 1e-5) -> GroupNormSiLU | BatchNormSiLU:

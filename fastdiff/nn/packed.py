@@ -1,29 +1,48 @@
-"""Packed weights of layers, kept between calls of a network in eval mode.
+"""Packed weights, kept between calls.
 
-A layer's are made again when its weight is another tensor, or was changed in place. Optimizers may change weights without
-telling torch (fused ones, and those of `fastdiff.training`, which hold many weights as one tensor), so each step of any
-optimizer counts as a change of all. What is left are writes to `.data` outside of an optimizer: `repack(model)` after them.
+What was made of a weight is made again when the weight is another tensor, or was changed in place. Optimizers may change
+weights without telling torch (fused ones, and those of `fastdiff.training`, which hold many weights as one tensor), so each
+step of any optimizer counts as a change of all. What is left are writes to `.data` outside of an optimizer: `repack(model)`
+after them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..ops.conv2d_fused import gains_by_winograd
 from ..ops.pack_conv_weight import pack_conv_weight
 
 
+class BatchNorm(NamedTuple):
+    """What a batch norm does in eval mode: (x - mean) / sqrt(var + eps) * weight + bias, each [C]."""
+
+    mean: torch.Tensor
+    var: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, b) float32 [C] with the same result a x + b."""
+        a = (self.var.double() + self.eps).rsqrt()
+        a = a if self.weight is None else a * self.weight
+        b = -self.mean * a
+        return a.float(), (b if self.bias is None else b + self.bias).float()
+
+
 class Packed(NamedTuple):
-    """A layer's weight as [Cout, Cin, kh, kw] in the dtype that is computed in, and packed."""
+    """A convolution's weight [Cout, Cin, kh, kw] in the dtype that is computed in, packed, and its bias."""
 
     weight: torch.Tensor
-    packed: torch.Tensor
+    packed: torch.Tensor | None
+    bias: torch.Tensor | None
 
 
 class Joined(NamedTuple):
@@ -33,7 +52,13 @@ class Joined(NamedTuple):
     bias: torch.Tensor
 
 
-_kept: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
+class _Kept(NamedTuple):
+    owner: ref
+    key: tuple[Any, ...]
+    made: Any
+
+
+_kept: dict[int, _Kept] = {}  # by the owner's id: tensors, which have no equality, are owners too
 _steps = 0
 
 
@@ -45,31 +70,49 @@ def _count(*_: Any) -> None:
 register_optimizer_step_post_hook(_count)
 
 
-def _made_once(owner: nn.Module, parameters: Sequence[torch.Tensor], dtype: torch.dtype, make: Callable[[], Any]) -> Any:
-    """What `make` makes of these parameters, kept with their owner while it is in eval mode."""
-    key = (dtype, _steps, *((p.data_ptr(), p._version, p.device) for p in parameters))
-    found = _kept.get(owner)
-    if found is not None and found[0] == key and not owner.training:
-        return found[1]
+def _made_once(owner: Any, read: Sequence[torch.Tensor | None], options: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` makes of the tensors that it reads, kept with their owner."""
+    key = (_steps, *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
+    found = _kept.get(id(owner))
+    if found is not None and found.key == key and found.owner() is owner:
+        return found.made
     with torch.inference_mode(False), torch.no_grad():  # what is kept must serve outside of inference mode too
         made = make()
-    if owner.training:
-        _kept.pop(owner, None)
-    else:
-        _kept[owner] = (key, made)
+    _kept[id(owner)] = _Kept(ref(owner, partial(_forget, id(owner))), key, made)
     return made
 
 
-def packed_weight(layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> Packed:
-    """The layer's weight for `conv2d_fused` in this dtype; a linear layer is a 1x1 convolution."""
+def _forget(owner: int, gone: ref) -> None:
+    found = _kept.get(owner)
+    if found is not None and found.owner is gone:  # and not one that has taken its id
+        del _kept[owner]
+
+
+def packed_weight(
+    weight: torch.Tensor,
+    dtype: torch.dtype,
+    winograd: bool | None,
+    bias: torch.Tensor | None = None,
+    norm: BatchNorm | None = None,
+) -> Packed:
+    """A convolution's weight for `conv2d_fused` in this dtype, the batch norm behind it included.
+
+    weight: [Cout, Cin / groups, kh, kw], or a linear layer's [Cout, Cin], a 1x1 convolution. winograd: None: no packing.
+    """
 
     def make() -> Packed:
-        weight = layer.weight.detach().to(dtype)
-        weight = weight[:, :, None, None] if weight.dim() == 2 else weight
-        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
-        return Packed(weight, pack_conv_weight(weight, gains_by_winograd(weight, stride)))
+        w, b = weight.detach(), bias
+        w = w[:, :, None, None] if w.dim() == 2 else w
+        if norm is not None:
+            factor, offset = norm.affine()
+            w = w.float() * factor[:, None, None, None]
+            b = offset if b is None else torch.addcmul(offset, b.detach().float(), factor)
+        w = w.to(dtype)
+        return Packed(w, None if winograd is None else pack_conv_weight(w, winograd), b)
 
-    return _made_once(layer, (layer.weight,), dtype, make)
+    read = (weight,) if norm is None else (weight, bias, norm.mean, norm.var, norm.weight, norm.bias)
+    made = _made_once(weight, read, (dtype, winograd, norm and norm.eps), make)
+    return made if norm is not None else made._replace(bias=bias)
 
 
 def joined(owner: nn.Module, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Joined:
@@ -79,10 +122,10 @@ def joined(owner: nn.Module, layers: Sequence[nn.Linear], dtype: torch.dtype) ->
         weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
         return Joined(weight.to(dtype), bias.to(dtype))
 
-    return _made_once(owner, [p for layer in layers for p in (layer.weight, layer.bias)], dtype, make)
+    return _made_once(owner, [p for layer in layers for p in (layer.weight, layer.bias)], (dtype,), make)
 
 
 def repack(model: nn.Module) -> None:
-    """Forget what was made of the weights of a model's layers: needed only after a write to a weight's `.data`."""
-    for layer in model.modules():
-        _kept.pop(layer, None)
+    """Forget what was made of a model's weights: needed only after a write to a weight's `.data`."""
+    for owner in (*model.modules(), *model.parameters()):
+        _kept.pop(id(owner), None)

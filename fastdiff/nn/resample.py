@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .fused import Map
+
 
 class Downsample(nn.Conv2d):
     """3x3 convolution with stride 2: [N, C, H, W] to [N, C, ceil(H/2), ceil(W/2)], or with padding 0 to [.., H // 2, W // 2].
@@ -21,6 +23,8 @@ class Downsample(nn.Conv2d):
         self.zeros = (padding, 1, padding, 1)  # lines on the left and right, above and below
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, Map):
+            return x.convolved(self.weight, self.bias, stride=self.stride, padding=self.zeros)
         return super().forward(x if self.padding == (1, 1) else F.pad(x, self.zeros))
 
 

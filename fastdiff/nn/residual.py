@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import ops
+from .fused import Map, Projections, on_maps
 from .init import zeroed
 from .norm import Norm, norm_silu
 
@@ -68,17 +69,26 @@ class TimeResidualBlock(nn.Module):
                 stacklevel=2,
             )
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        if emb.shape != (x.shape[0], self.time_proj.in_features):
-            wanted = (x.shape[0], self.time_proj.in_features)
-            raise ValueError(f"emb must have shape {wanted} = [N, time_embed_dim], got {tuple(emb.shape)}")
+    @on_maps
+    def forward(self, x: torch.Tensor, emb: torch.Tensor | Projections) -> torch.Tensor:
         h = self.conv1(self.norm1(x))
-        c = self.time_proj(F.silu(emb)).to(h.dtype)
+        c = emb.of(self.time_proj) if isinstance(emb, Projections) else self._projected(emb, x).to(h.dtype)
         match self.conditioning:
             case "scale_shift":
                 h = self.norm2(h, *c.chunk(2, dim=1))
             case "scale":
-                h = self.norm2(ops.film(h, c))
+                h = self.norm2(h.film(c) if isinstance(h, Map) else ops.film(h, c))
             case "add":
                 h = self.norm2(h + c[:, :, None, None])
         return self.shortcut(x) + self.conv2(self.dropout(h))
+
+    def _projected(self, emb: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        wanted = (x.shape[0], self.time_proj.in_features)
+        if emb.shape != wanted:
+            raise ValueError(f"emb must have shape {wanted} = [N, time_embed_dim], got {tuple(emb.shape)}")
+        return self.time_proj(F.silu(emb))
+
+
+def projections(network: nn.Module, emb: torch.Tensor) -> Projections:
+    """What all residual blocks of a network make of the embedding."""
+    return Projections(network, [m.time_proj for m in network.modules() if isinstance(m, TimeResidualBlock)], emb)

@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from fastdiff.nn import repack
-from fastdiff.nn.packed import joined, packed_weight
+from fastdiff.nn.packed import BatchNorm, Packed, joined, packed_weight
 from fastdiff.ops import pack_conv_weight
 from fastdiff.training.flat import flatten
 
 
-def packs(layer: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+def made_of(layer: nn.Conv2d, dtype: torch.dtype = torch.float32) -> Packed:
+    return packed_weight(layer.weight, dtype, True, layer.bias)
+
+
+def packs(layer: nn.Conv2d, dtype: torch.dtype = torch.float32) -> bool:
     """Whether what is kept is the layer's weight."""
-    made = packed_weight(layer, dtype)
+    made = made_of(layer, dtype)
     assert made.weight.dtype is dtype
     return torch.equal(made.packed, pack_conv_weight(layer.weight.detach().to(dtype), winograd=True))
 
@@ -26,20 +30,19 @@ def layer() -> nn.Conv2d:
     return nn.Conv2d(16, 17, 3).eval()
 
 
-def test_is_kept_in_eval_alone(layer: nn.Conv2d) -> None:
-    assert packed_weight(layer, torch.float32) is packed_weight(layer, torch.float32)
-    layer.train()
-    assert packed_weight(layer, torch.float32) is not packed_weight(layer, torch.float32)
+def test_is_kept(layer: nn.Conv2d) -> None:
+    assert made_of(layer).packed is made_of(layer).packed
 
 
-def test_tiles_where_they_gain() -> None:
-    for layer in (nn.Conv2d(16, 16, 3, stride=2), nn.Conv2d(16, 16, 1), nn.Conv2d(3, 16, 3)):
-        assert torch.equal(packed_weight(layer.eval(), torch.float32).packed, pack_conv_weight(layer.weight))
+def test_its_bias_is_the_layers_own(layer: nn.Conv2d) -> None:
+    made_of(layer)
+    layer.bias = None
+    assert made_of(layer).bias is None
 
 
 def test_a_linear_layer_is_a_1x1_convolution() -> None:
     layer = nn.Linear(6, 4).eval()
-    made = packed_weight(layer, torch.bfloat16)
+    made = packed_weight(layer.weight, torch.bfloat16, False)
     assert made.weight.shape == (4, 6, 1, 1)
     assert torch.equal(made.packed, pack_conv_weight(layer.weight.detach().bfloat16()[:, :, None, None]))
 
@@ -100,6 +103,20 @@ def test_a_write_to_data_needs_repack(layer: nn.Conv2d) -> None:
 
 def test_made_in_inference_mode_serves_outside(layer: nn.Conv2d) -> None:
     with torch.inference_mode():
-        made = packed_weight(layer, torch.float32)
+        made = made_of(layer)
     assert not made.packed.is_inference()
     assert not made.weight.is_inference()
+
+
+def test_a_batch_norm_is_folded_and_followed(layer: nn.Conv2d) -> None:
+    norm, x = nn.BatchNorm2d(17).eval(), torch.randn(2, 16, 5, 5)
+    nn.init.normal_(norm.weight)
+    for change in (norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.weight, layer.bias):
+        with torch.no_grad():
+            change.add_(0.5)
+            made = packed_weight(
+                layer.weight, torch.float32, True, layer.bias,
+                BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps),
+            )  # fmt: skip
+            assert torch.equal(made.packed, pack_conv_weight(made.weight, winograd=True))
+            torch.testing.assert_close(nn.functional.conv2d(x, made.weight, made.bias), norm(layer(x)), rtol=1e-5, atol=1e-5)

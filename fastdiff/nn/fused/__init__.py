@@ -1,0 +1,94 @@
+"""Inference as a chain of `ops.conv2d_fused`: norms, activations, biases, shortcuts, concatenation and up-sampling are no
+passes over memory of their own, but prologue and epilogue of the convolutions around them.
+
+A block whose forward has the decorator `on_maps` runs so wherever `serves` says that it may: the forward is the one that is
+written there, on `Map`s in place of images. A Map puts off what it is asked for until the convolution that can take it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ... import ops
+from ..packed import joined
+from . import functions  # fills the table of what Maps put off
+from .feature_map import Map
+
+__all__ = ["Map", "Projections", "functions", "on_maps", "serves"]
+
+_CONVOLUTION = ops.REGISTRY["conv2d_fused"]
+_DTYPES = (torch.float32, torch.bfloat16)
+_KNOWN = ("torch.nn.modules.", "fastdiff.")  # where layers come from whose forward takes Maps, or whatever acts like a tensor
+
+
+def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's forward, or another method of it, with its images as Maps where `serves` allows it."""
+
+    @wraps(forward)
+    def run(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not serves(self, x):
+            return forward(self, x, *args, **kwargs)
+        dtype = computed_in(x)
+        counts = any(isinstance(module, nn.GroupNorm) for module in _modules(self))
+
+        def start(v: Any) -> Any:
+            return Map.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
+
+        y = forward(self, start(x), *map(start, args), **{name: start(v) for name, v in kwargs.items()})
+        if not isinstance(y, Map):
+            return y
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        return y.tensor().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    return run
+
+
+def serves(network: nn.Module, x: Any) -> bool:
+    """Whether this call of a network may run on Maps: in eval mode on a CPU with kernels, no gradients, traces and hooks."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or network.training:
+        return False
+    if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.device.type != "cpu" or not x.numel():
+        return False
+    if computed_in(x) not in _DTYPES or not _CONVOLUTION.compiled("CPU"):
+        return False
+    return all(_as_built(module, network) for module in _modules(network))
+
+
+def _modules(network: nn.Module) -> list[nn.Module]:
+    """As `network.modules()`, in a tenth of its time, which is some of a small network's; one that is shared may come twice."""
+    found = [network]
+    for module in found:
+        found += [child for child in module._modules.values() if child is not None]
+    return found
+
+
+def _as_built(module: nn.Module, network: nn.Module) -> bool:
+    """Another class, a parametrised layer say, may compute something else."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    return module is network or type(module).__module__.startswith(_KNOWN)
+
+
+def computed_in(x: torch.Tensor) -> torch.dtype:
+    """x's dtype, or autocast's."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+class Projections:
+    """An embedding [N, E] on its way to all of a network's linear layers that project silu(embedding): one product for all."""
+
+    def __init__(self, network: nn.Module, layers: Sequence[nn.Linear], emb: torch.Tensor) -> None:
+        weight, bias = joined(network, layers, computed_in(emb))
+        widths = [layer.out_features for layer in layers]
+        parts = F.linear(F.silu(emb), weight, bias).float().split(widths, 1)
+        self._found = {id(layer): part for layer, part in zip(layers, parts, strict=True)}
+
+    def of(self, layer: nn.Linear) -> torch.Tensor:
+        """Float32 [N, the layer's width]."""
+        return self._found[id(layer)]

@@ -59,12 +59,17 @@ class _Kept(NamedTuple):
 
 
 _kept: dict[int, _Kept] = {}  # by the owner's id: tensors, which have no equality, are owners too
-_steps = 0
+_changes = 0  # that torch does not count
+
+
+def changes() -> int:
+    """How often weights may have changed without their versions: another number is another time."""
+    return _changes
 
 
 def _count(*_: Any) -> None:
-    global _steps
-    _steps += 1
+    global _changes
+    _changes += 1
 
 
 register_optimizer_step_post_hook(_count)
@@ -72,7 +77,7 @@ register_optimizer_step_post_hook(_count)
 
 def _made_once(owner: Any, read: Sequence[torch.Tensor | None], options: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """What `make` makes of the tensors that it reads, kept with their owner."""
-    key = (_steps, *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
+    key = (_changes, *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
     found = _kept.get(id(owner))
     if found is not None and found.key == key and found.owner() is owner:
         return found.made
@@ -127,5 +132,6 @@ def joined(owner: nn.Module, layers: Sequence[nn.Linear], dtype: torch.dtype) ->
 
 def repack(model: nn.Module) -> None:
     """Forget what was made of a model's weights: needed only after a write to a weight's `.data`."""
+    _count()
     for owner in (*model.modules(), *model.parameters()):
         _kept.pop(id(owner), None)

@@ -19,6 +19,7 @@ from ... import ops
 from ..packed import joined
 from . import functions  # fills the table of what Maps put off
 from .feature_map import Map
+from .plan import key_of, plans_of
 
 __all__ = ["Map", "Projections", "functions", "on_maps", "serves"]
 
@@ -32,25 +33,36 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def run(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(x, torch.Tensor):
+            return forward(self, x, *args, **kwargs)
+        given = (x, *args, *kwargs.values())
+        key, plans = (*key_of(given), *kwargs), plans_of(self)
+        inputs = [v for v in given if isinstance(v, torch.Tensor)]
+        if (plan := plans.find(key)) is not None:
+            return plan(*inputs)
         if not serves(self, x):
             return forward(self, x, *args, **kwargs)
-        dtype = computed_in(x)
-        counts = any(isinstance(module, nn.GroupNorm) for module in _modules(self))
-
-        def start(v: Any) -> Any:
-            return Map.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
-
-        y = forward(self, start(x), *map(start, args), **{name: start(v) for name, v in kwargs.items()})
-        if not isinstance(y, Map):
-            return y
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        return y.tensor().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return plans.run(key, _modules(self), lambda: _on_maps(forward, self, x, *args, **kwargs), inputs)
 
     return run
 
 
+def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    dtype = computed_in(x)
+    counts = any(isinstance(module, nn.GroupNorm) for module in _modules(network))
+
+    def start(v: Any) -> Any:
+        return Map.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
+
+    y = forward(network, start(x), *map(start, args), **{name: start(v) for name, v in kwargs.items()})
+    if not isinstance(y, Map):
+        return y
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return y.tensor().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def serves(network: nn.Module, x: Any) -> bool:
-    """Whether this call of a network may run on Maps: in eval mode on a CPU with kernels, no gradients, traces and hooks."""
+    """Whether this call may run on Maps: in eval mode on a CPU with kernels, without gradients, traces and hooks."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or network.training:
         return False
     if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.device.type != "cpu" or not x.numel():

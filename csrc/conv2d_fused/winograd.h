@@ -6,15 +6,12 @@
 // The packed weights are G g G^T (pack_conv_weight.py). A part's tiles are transformed once for all output channels.
 // Source: Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.1.
 #pragma once
+#include "jobs.h"
 #include "products.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 
 constexpr int64_t kTileElements = 16;
-
-inline unsigned char* aligned(unsigned char* p) {
-  return p + (kBlockBytes - reinterpret_cast<uintptr_t>(p) % kBlockBytes) % kBlockBytes;
-}
 
 // The tiles of a part: their transformed inputs [16][block][tile][64 bytes], and products [16][tile][two vectors].
 template <class T>

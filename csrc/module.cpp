@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "common/cpu_features.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -40,6 +42,7 @@ std::map<std::string, bool> cpu_features() {
   FASTDIFF_FEATURE("avx512dq");
   FASTDIFF_FEATURE("avx512bf16");
 #undef FASTDIFF_FEATURE
+  out["amx_bf16"] = fastdiff::cpu_has_amx_bf16();
 #endif
   return out;
 }

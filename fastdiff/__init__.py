@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from . import nn, ops
+from .ops._precision import float32_precision, set_float32_precision
 
 if TYPE_CHECKING:
     from . import config, data, diffusion, evaluation, models, training, visualization
@@ -23,10 +24,12 @@ __all__ = [
     "data",
     "diffusion",
     "evaluation",
+    "float32_precision",
     "load",
     "models",
     "nn",
     "ops",
+    "set_float32_precision",
     "training",
     "visualization",
 ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastdiff.ops import REGISTRY, Op, Sample, native
+from fastdiff.ops._library import set_cpu_level
 from fastdiff.ops._oracle import error_and_bound, errors_and_bounds
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,12 +25,11 @@ def needs_kernel(name: str) -> pytest.MarkDecorator:
 def cpu_level(level: str) -> Iterator[None]:
     """CPU kernels of this instruction set, or of the highest below it that the machine has."""
     library = ctypes.CDLL(str(native.path))
-    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
     try:
-        library.fastdiff_cap_cpu(level.encode())
+        set_cpu_level(library, level)
         yield
     finally:
-        library.fastdiff_cap_cpu(native.cpu_level.encode())
+        set_cpu_level(library, native.cpu_level)
 
 
 def check_at_level(level: str, op: Op, dtype: torch.dtype) -> None:

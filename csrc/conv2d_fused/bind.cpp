@@ -68,13 +68,17 @@ Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& w
   FASTDIFF_CHECK(height >= c.kernel_height && width >= c.kernel_width, kOp, ": x must be at least as large as the kernel");
   c.out_height = (height - c.kernel_height) / stride + 1, c.out_width = (width - c.kernel_width) / stride + 1;
 
-  const int64_t block = kBlockBytes / kept_size(c.dtype);
-  const DType packed_dtype = c.dtype == DType::f16 ? DType::f32 : c.dtype;
+  const bool split = c.dtype == DType::f32 && packed.dtype() == DType::bf16;
+  const int64_t block = kBlockBytes / (split ? 2 : kept_size(c.dtype));
+  const DType packed_dtype = split ? DType::bf16 : c.dtype == DType::f16 ? DType::f32 : c.dtype;
   const int64_t matrix = up(c.out_channels, kOutputBlock) * kOutputBlock * up(channels, block) * block;
   const int64_t size = packed.dim() == 1 && packed.dtype() == packed_dtype && packed.stride(0) == 1 ? packed.size(0) : 0;
-  c.winograd = size == 16 * matrix && c.kernel_height == 3 && c.kernel_width == 3 && stride == 1;
-  FASTDIFF_CHECK(c.winograd || size == c.kernel_height * c.kernel_width * matrix, kOp,
+  c.winograd = !split && size == 16 * matrix && c.kernel_height == 3 && c.kernel_width == 3 && stride == 1;
+  FASTDIFF_CHECK(c.winograd || size == c.kernel_height * c.kernel_width * matrix * (split ? 2 : 1), kOp,
                  ": packed must be what pack_conv_weight makes of weight");
+  FASTDIFF_CHECK(!split || cpu_multiplies_tiles(), kOp,
+                 ": packed is split, for precision high on a CPU with AMX; the level in use is ", cpu_level_name());
+  c.tiles = cpu_multiplies_tiles() && !c.winograd && (split || c.dtype == DType::bf16);
   check_on_device_of(x, packed, kOp, "packed");
   FASTDIFF_CHECK(a.has_value() == b.has_value(), kOp, ": a and b must be given together");
   MaybeTensor a_copy, b_copy, x_copy, x2_copy, residual_copy;
@@ -109,7 +113,10 @@ Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& w
   const int64_t jobs = c.images * c.bands * c.block_parts;
   const int64_t products = c.images * c.out_height * c.out_width * c.out_channels * channels * c.kernel_height * c.kernel_width;
   parallel_for(0, jobs, std::max<int64_t>(kJobProducts * jobs / std::max<int64_t>(products, 1), 1),
-               [&](int64_t begin, int64_t end) { FASTDIFF_CPU_BF16(conv2d_fused_kernel)(c, begin, end); });
+               [&](int64_t begin, int64_t end) {
+                 const auto kernel = c.tiles ? FASTDIFF_CPU_AMX(conv2d_fused_kernel) : FASTDIFF_CPU_BF16(conv2d_fused_kernel);
+                 kernel(c, begin, end);
+               });
   return out;
 }
 

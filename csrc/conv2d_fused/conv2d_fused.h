@@ -3,7 +3,8 @@
 // A job is a band of output rows of one image (and, where there are few of these, a part of the output channels). Its input rows
 // go through the prologue once, into memory that stays in the core's cache, in blocks of 64 bytes of channels:
 //     kept[row][block][column][64 bytes]        with the zeros that pad it; columns of a stride apart lie side by side
-// so that a kernel element is an offset, and neighbouring outputs are 64 bytes apart whatever the stride.
+// so that a kernel element is an offset, and neighbouring outputs are 64 bytes apart whatever the stride. For tile registers
+// (cpu_amx.cpp) they are kept[block][row][column][64 bytes], so that rows follow each other; of float twice, as two bf16.
 //
 // A 3x3 kernel of stride 1 may run as Winograd's F(2x2, 3x3): 16 products in place of 36 for each 2x2 outputs (winograd.h).
 #pragma once
@@ -34,9 +35,10 @@ struct Conv2dArgs {
   int64_t band_parts, bands;     // a band's rows are those of whole parts
   int64_t block_parts, blocks_together;  // into how many parts the blocks of output channels are cut, and their size
   bool winograd;
+  bool tiles;  // by tile registers, bf16 or (dtype f32) products of two bf16 for each float
 };
 
 // Jobs [begin, end) of images * bands * block_parts.
-FASTDIFF_DECLARE_CPU_BF16(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t begin, int64_t end))
+FASTDIFF_DECLARE_CPU_AMX(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t begin, int64_t end))
 
 }  // namespace fastdiff

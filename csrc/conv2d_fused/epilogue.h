@@ -90,8 +90,8 @@ struct Outputs {
 
 // The values of a row of outputs: stored, and counted among the statistics.
 template <class T>
-void finish_row(const Conv2dArgs& c, const OutputTile& t, int64_t positions, Sums<Compute<T>> sums, const Vec<Compute<T>>* bias,
-                Statistics<Compute<T>>& statistics) {
+void finish_row(const Conv2dArgs& c, const OutputTile& t, int64_t positions, Sums<Compute<T>> sums,
+                const Vec<Compute<T>>* bias, Statistics<Compute<T>>& statistics) {
   with_activation(c.act_out, [&]<Act kAct>() { finish<T, kAct>(c, t, positions, sums, bias); });
   if (c.partials) statistics.add(sums, positions);
 }

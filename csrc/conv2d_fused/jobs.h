@@ -21,11 +21,11 @@ struct Job {
   }
 };
 
-// f(job, where its rows lie, the rows)
+// f(job, where its rows lie, the rows), behind which there are some bytes more that may be read.
 template <class T, class F>
-void for_each_job(const Conv2dArgs& c, int64_t begin, int64_t end, F&& f) {
+void for_each_job(const Conv2dArgs& c, int64_t begin, int64_t end, int64_t behind, F&& f) {
   const KeptRows<T> most(c, 0, least(c.band_parts * c.part_rows, c.out_height));
-  const Scratch<unsigned char> memory(most.bytes() + kBlockBytes);
+  const Scratch<unsigned char> memory(most.bytes + behind + kBlockBytes);
   unsigned char* kept = aligned(memory.data());
   int64_t kept_image = -1, kept_band = -1;
   for (int64_t index = begin; index < end; ++index) {

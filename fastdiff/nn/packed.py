@@ -1,9 +1,9 @@
 """Packed weights, kept between calls.
 
-What was made of a weight is made again when the weight is another tensor, or was changed in place. Optimizers may change
-weights without telling torch (fused ones, and those of `fastdiff.training`, which hold many weights as one tensor), so each
-step of any optimizer counts as a change of all. What is left are writes to `.data` outside of an optimizer: `repack(model)`
-after them.
+What was made of a weight is made again when the weight is another tensor, or was changed in place, or float32 shall be
+multiplied otherwise. Optimizers may change weights without telling torch (fused ones, and those of `fastdiff.training`, which
+hold many weights as one tensor), so each step of any optimizer counts as a change of all. What is left are writes to `.data`
+outside of an optimizer: `repack(model)` after them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..ops._library import multiplies_tiles
+from ..ops._precision import splits_float32
+from ..ops.conv2d_fused import gains_by_winograd, is_split
 from ..ops.pack_conv_weight import pack_conv_weight
 
 
@@ -62,9 +65,9 @@ _kept: dict[int, _Kept] = {}  # by the owner's id: tensors, which have no equali
 _changes = 0  # that torch does not count
 
 
-def changes() -> int:
-    """How often weights may have changed without their versions: another number is another time."""
-    return _changes
+def state() -> tuple[Any, ...]:
+    """What is made of weights depends on, but the weights and their versions."""
+    return _changes, multiplies_tiles(), splits_float32()
 
 
 def _count(*_: Any) -> None:
@@ -77,7 +80,7 @@ register_optimizer_step_post_hook(_count)
 
 def _made_once(owner: Any, read: Sequence[torch.Tensor | None], options: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """What `make` makes of the tensors that it reads, kept with their owner."""
-    key = (_changes, *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
+    key = (state(), *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
     found = _kept.get(id(owner))
     if found is not None and found.key == key and found.owner() is owner:
         return found.made
@@ -96,13 +99,13 @@ def _forget(owner: int, gone: ref) -> None:
 def packed_weight(
     weight: torch.Tensor,
     dtype: torch.dtype,
-    winograd: bool | None,
+    stride: int | None,
     bias: torch.Tensor | None = None,
     norm: BatchNorm | None = None,
 ) -> Packed:
     """A convolution's weight for `conv2d_fused` in this dtype, the batch norm behind it included.
 
-    weight: [Cout, Cin / groups, kh, kw], or a linear layer's [Cout, Cin], a 1x1 convolution. winograd: None: no packing.
+    weight: [Cout, Cin / groups, kh, kw], or a linear layer's [Cout, Cin], a 1x1 convolution. stride: None: not to be packed.
     """
 
     def make() -> Packed:
@@ -113,10 +116,11 @@ def packed_weight(
             w = w.float() * factor[:, None, None, None]
             b = offset if b is None else torch.addcmul(offset, b.detach().float(), factor)
         w = w.to(dtype)
-        return Packed(w, None if winograd is None else pack_conv_weight(w, winograd), b)
+        packed = None if stride is None else pack_conv_weight(w, gains_by_winograd(w, stride), is_split(w))
+        return Packed(w, packed, b)
 
     read = (weight,) if norm is None else (weight, bias, norm.mean, norm.var, norm.weight, norm.bias)
-    made = _made_once(weight, read, (dtype, winograd, norm and norm.eps), make)
+    made = _made_once(weight, read, (dtype, stride, norm and norm.eps), make)
     return made if norm is not None else made._replace(bias=bias)
 
 

@@ -1,7 +1,8 @@
 """Loads the compiled kernels and registers those whose signature is the one that the schema states.
 
 A kernel of another signature would reinterpret bits silently, so it is refused before torch knows of it. Switches, read once:
-FASTDIFF_CPU=baseline|avx2|avx512|avx512_bf16|amx caps the instruction set;
+FASTDIFF_CPU=baseline|avx2|avx512|avx512_bf16|amx caps the instruction set; amx_emulated, for tests, runs AMX's kernels on an
+emulation of its instructions;
 FASTDIFF_DISABLE=op,op keeps ops on their references.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from ._define import NAMESPACE, REGISTRY, Op
 
 CPU_LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+EMULATED = "amx_emulated"
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -59,9 +61,25 @@ def _disabled() -> tuple[str, ...]:
 
 def _cpu_cap() -> str:
     level = os.environ.get("FASTDIFF_CPU") or CPU_LEVELS[-1]
-    if level not in CPU_LEVELS:
+    if level not in (*CPU_LEVELS, EMULATED):
         raise ValueError(f"FASTDIFF_CPU must be one of {', '.join(CPU_LEVELS)}, got {level!r}")
     return level
+
+
+_level: str | None = None  # in force; None where nothing is loaded
+
+
+def set_cpu_level(library: ctypes.CDLL, cap: str) -> str:
+    """Kernels of this instruction set, or of the highest below it that the machine has, from here on; returns which."""
+    global _level
+    library.fastdiff_cap_cpu.restype = ctypes.c_char_p
+    _level = library.fastdiff_cap_cpu(cap.encode()).decode()
+    return _level
+
+
+def multiplies_tiles() -> bool:
+    """Whether CPU kernels in force multiply by AMX's tile registers (which take bf16)."""
+    return _level in (CPU_LEVELS[-1], EMULATED)
 
 
 def load() -> Native:
@@ -75,7 +93,7 @@ def load() -> Native:
     except OSError as error:
         warnings.warn(f"fastdiff's compiled kernels do not load, ops run as plain torch: {error}", stacklevel=2)
         return Native(None, disabled=disabled)
-    for function in (library.fastdiff_kernels, library.fastdiff_cap_cpu, library.fastdiff_register):
+    for function in (library.fastdiff_kernels, library.fastdiff_register):
         function.restype = ctypes.c_char_p
 
     for line in library.fastdiff_kernels().decode().splitlines():
@@ -91,4 +109,4 @@ def load() -> Native:
         error = library.fastdiff_register(name.encode(), key.encode())
         if error:
             raise ImportError(f"{NAMESPACE}::{name} could not be registered for {key}: {error.decode()}")
-    return Native(paths[0], library.fastdiff_cap_cpu(cap.encode()).decode(), disabled)
+    return Native(paths[0], set_cpu_level(library, cap), disabled)

@@ -12,7 +12,7 @@ Shapes: x [N, C1, H, W], x2 [N, C2, H, W]; weight [Cout, C1 + C2, kh, kw]; a, b 
 residual [N, Cout, H', W'], H' = (up H + top + bottom - kh) / stride + 1. y is channels_last whatever x is.
 Dtypes: x fp32, bf16, fp16 (double on CPU), so are x2, weight, residual; a, b and partials in the compute dtype, float32; bias
 that or x's dtype. Products of bf16 are exact and added in float32; h is rounded to bf16 before them. A kernel with the bf16 dot
-product of AVX512_BF16 takes numbers below 2^-126 for zeros.
+products of AVX512_BF16 or AMX takes numbers below 2^-126 for zeros. With weights split for precision high, h is split too.
 No derivative yet. Source: the normalisation of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
 """
 
@@ -28,6 +28,8 @@ from ._activation import activate
 from ._checks import check_act, check_device, check_floating, check_tensor
 from ._define import NATIVE_FLOATS, Sample, define
 from ._layout import compute_dtype, per_channel
+from ._library import multiplies_tiles
+from ._precision import splits_float32
 from .pack_conv_weight import order_of, pack_conv_weight
 from .pack_conv_weight import reference as pack
 
@@ -240,14 +242,23 @@ def conv2d_fused(
     if residual is not None and residual.shape != shape:
         raise ValueError(f"residual must have the result's shape {shape}, got {tuple(residual.shape)}")
     if packed is None:
-        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride))
+        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride), is_split(weight))
     y, partials = _op(x, x2, weight, packed, a, b, act_in, bias, residual, act_out, stride, padding, bool(upsample), statistics)
     return (y, partials) if statistics else y
 
 
 def gains_by_winograd(weight: torch.Tensor, stride: int) -> bool:
-    """Whether a convolution's weights are best packed for Winograd's tiles: 3x3, and channels enough to pay for transforms."""
-    return tuple(weight.shape[2:]) == (3, 3) and stride == 1 and min(weight.shape[:2]) >= 16
+    """Whether a convolution's weights are best packed for Winograd's tiles: 3x3, and channels enough to pay for transforms.
+
+    AMX multiplies too fast for transforms to pay.
+    """
+    by_amx = weight.device.type == "cpu" and multiplies_tiles() and (weight.dtype is torch.bfloat16 or is_split(weight))
+    return not by_amx and tuple(weight.shape[2:]) == (3, 3) and stride == 1 and min(weight.shape[:2]) >= 16
+
+
+def is_split(weight: torch.Tensor) -> bool:
+    """Whether a convolution's weights are best packed as two bfloat16 each."""
+    return weight.dtype is torch.float32 and weight.device.type == "cpu" and splits_float32()
 
 
 def _check_tensors(x: Any, x2: Any, weight: Any, a: Any, b: Any, bias: Any, residual: Any) -> None:

@@ -2,10 +2,12 @@
 
     packed = [Cout / 32][Cin / block][kernel row, kernel column][2][block / pair][16][pair]         for any kernel
     packed = [Cout / 32][4, 4][Cin / block][2][block / pair][16][pair] of G weight G^T              for Winograd's F(2x2, 3x3)
+    packed = [Cout / 32][Cin / 32][kernel row, kernel column][high, low][2][16][16][2]              for precision high
 
 32 output channels, in halves of 16; `block` input channels, the 64 bytes that a kernel reads of a pixel at a time; `pair` of
 them side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the
 blocks. The order depends on the dtype alone, not on the machine's instruction set. G = [1 0 0; .5 .5 .5; .5 -.5 .5; 0 0 1].
+Float32 for precision high is two bfloat16: high = bf16(weight), low = bf16(weight - high).
 Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. It has no
 derivative.
 """
@@ -61,13 +63,14 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
 _op = define("pack_conv_weight(Tensor weight, int block, int pair, bool winograd) -> Tensor", reference, samples=_samples)
 
 
-def pack_conv_weight(weight: Any, winograd: bool = False) -> torch.Tensor:
+def pack_conv_weight(weight: Any, winograd: bool = False, split: bool = False) -> torch.Tensor:
     """`weight` [Cout, Cin, kh, kw] as `conv2d_fused` takes it as `packed`, a tensor of one dimension.
 
     winograd: for 3x3 kernels of stride 1, which then take 16 products in place of 36 for each 2x2 outputs. The sums of the
         transforms are rounded to x's dtype: in bf16 the error is that of torch's own convolution, twice the direct one's.
+    split: of float32, for precision high where AMX is (see `fastdiff.set_float32_precision`): the result is of bfloat16.
     bf16, fp32, fp16 (packed as fp32) or double, any strides. Not differentiable: gradients go to the weight that is packed.
-    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape.
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, or for both of winograd and split.
     """
     check_tensor("weight", weight)
     check_floating("weight", weight)
@@ -75,4 +78,14 @@ def pack_conv_weight(weight: Any, winograd: bool = False) -> torch.Tensor:
         raise ValueError(f"weight must have shape [Cout, Cin, kh, kw] without a zero, got {tuple(weight.shape)}")
     if winograd and tuple(weight.shape[2:]) != (3, 3):
         raise ValueError(f"weight must be of 3x3 kernels for winograd, got shape {tuple(weight.shape)}")
-    return _op(weight.detach(), *order_of(weight.dtype), bool(winograd))
+    weight = weight.detach()
+    if not split:
+        return _op(weight, *order_of(weight.dtype), bool(winograd))
+    if winograd:
+        raise ValueError("winograd must be false with split, got True")
+    if weight.dtype is not torch.float32:
+        raise TypeError(f"weight must be torch.float32 for split, got {weight.dtype}")
+    high = weight.bfloat16()
+    order = order_of(torch.bfloat16)
+    parts = [_op(part, *order, False).view(-1, OUTPUTS * order[0]) for part in (high, (weight - high.float()).bfloat16())]
+    return torch.stack(parts, 1).flatten()

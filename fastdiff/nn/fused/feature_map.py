@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ... import ops
 from ...ops._activation import activate
 from ...ops._layout import per_channel
-from ...ops.conv2d_fused import gains_by_winograd
 from ..packed import BatchNorm, packed_weight
 
 _CONVOLUTION, _NORM = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_affine"]
@@ -66,7 +65,7 @@ class Convolution:
         own = self.groups == 1 and self.dilation == (1, 1) and self.stride[0] == self.stride[1]
         if not own:
             return self._by_torch(x.tensor()), None
-        w = packed_weight(self.weight, x.dtype, gains_by_winograd(self.weight, self.stride[0]), self.bias, self.norm)
+        w = packed_weight(self.weight, x.dtype, self.stride[0], self.bias, self.norm)
         first, second = x.parts if len(x.parts) == 2 else (*x.parts, None)
         a, b = x.affine or (None, None)
         bias = w.bias

@@ -35,8 +35,8 @@ class Guard:
         self.tensors = [v for m in modules for d in (m._parameters, m._buffers) for v in d.values() if v is not None]
         self.versions = self._versions()
 
-    def _versions(self) -> list[int]:
-        return [packed.changes(), *(v._version for v in self.tensors), *(v.data_ptr() for v in self.tensors)]
+    def _versions(self) -> list[Any]:
+        return [packed.state(), *(v._version for v in self.tensors), *(v.data_ptr() for v in self.tensors)]
 
     def holds(self) -> bool:
         if any(self.hooks):

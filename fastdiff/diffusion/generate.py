@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fastdiff import ops
-from fastdiff.diffusion.loop import sample
 from fastdiff.diffusion.model import DiffusionModel
+from fastdiff.diffusion.sampling import sample
 from fastdiff.diffusion.schedule import NoiseScheduler
 
 
@@ -27,7 +27,7 @@ def generate_images(
     """Images [num_images, C, H, W] in [-1, 1], made on the device, where the model is moved.
 
     save_path: picture file for a grid of them. show_images: show the grid, in a notebook or in the system's viewer.
-    seed: by default drawn from torch's generator. For the other keywords see `loop.sample`.
+    seed: by default drawn from torch's generator. For the other keywords see `sampling.sample`.
     """
     model.to(device)
     images = model.sample((num_images, *model.image_shape), device, seed=seed, **sampling)
@@ -87,7 +87,7 @@ class DDPMSampler:
         self.image_shape = whole.image_shape if img_shape is None else (img_shape[2], *img_shape[:2])
 
     def sample(self, num_samples: int, **sampling: Any) -> torch.Tensor:
-        """Images [num_samples, C, H, W] in [-1, 1]; for the keywords see `loop.sample`."""
+        """Images [num_samples, C, H, W] in [-1, 1]; for the keywords see `sampling.sample`."""
         sampling = {"prediction": self.prediction, "device": self.device, **sampling}
         return sample(self.network, self.scheduler, (num_samples, *self.image_shape), **sampling)
 

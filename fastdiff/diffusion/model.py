@@ -12,8 +12,9 @@ from torch import nn
 from fastdiff import ops
 from fastdiff.diffusion.guidance import class_count
 from fastdiff.diffusion.interpolation import slerp
-from fastdiff.diffusion.loop import sample, start_noise
+from fastdiff.diffusion.loop import start_noise
 from fastdiff.diffusion.prediction import training_target, x0_coefficients
+from fastdiff.diffusion.sampling import sample
 from fastdiff.diffusion.schedule import NoiseScheduler
 
 
@@ -260,12 +261,12 @@ class DiffusionModel(nn.Module):
     def sample(
         self, shape: tuple[int, ...], device: torch.device | str | None = None, **sampling: Any
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, C, H, W] in [-1, 1]; for the keywords (sampler, steps, seed, guidance, ...) see `loop.sample`."""
+        """Images [N, C, H, W] in [-1, 1]; for the keywords (sampler, steps, seed, guidance, ...) see `sampling.sample`."""
         return sample(self.network, self.scheduler, shape, prediction=self.prediction, device=device, **sampling)
 
     @torch.inference_mode(False)
     def generate(self, num_images: int = 16, show_progress: bool = True, **sampling: Any) -> torch.Tensor:
-        """Images [num_images, H, W, C] in [-1, 1]; for the keywords see `loop.sample`; `sample` alone gives frames."""
+        """Images [num_images, H, W, C] in [-1, 1]; for the keywords see `sampling.sample`; `sample` alone gives frames."""
         if sampling.get("frames"):
             raise ValueError("generate returns images alone: call sample for frames")
         images = self.sample((num_images, *self.image_shape), progress=show_progress, **sampling)
@@ -277,7 +278,7 @@ class DiffusionModel(nn.Module):
         """Images [num_images, C, H, W] on the way from the first image of one seed to the first image of another.
 
         The start noises are mixed on the sphere (see `slerp`), in even steps with both ends; noise that the sampler
-        makes in its steps is that of the first seed in all. For the keywords see `loop.sample`.
+        makes in its steps is that of the first seed in all. For the keywords see `sampling.sample`.
         Raises ValueError for num_images < 1.
         """
         if num_images < 1:

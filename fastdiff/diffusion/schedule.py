@@ -179,8 +179,8 @@ class NoiseScheduler(nn.Module):
         """
         key = (prediction, variance, self.betas.device)
         if key not in self._ddpm_tables:
-            _, rows = ddpm(self, range(self.timesteps - 1, -1, -1), prediction, variance)
-            self._ddpm_tables[key] = rows.flip(0)[:, :5].contiguous().to(self.betas.device, torch.float32)
+            steps = ddpm(self, range(self.timesteps - 1, -1, -1), prediction, variance)
+            self._ddpm_tables[key] = steps.rows.flip(0)[:, :5].contiguous().to(self.betas.device, torch.float32)
         return self._ddpm_tables[key]
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastdiff.diffusion.levels import abar_at
+
 
 class ToyNetwork(nn.Module):
     """Element by element and of few operations, so batch-invariant bit for bit; the class shifts the output."""
@@ -26,23 +28,34 @@ class GaussianDenoiser:
     """The exact network for images whose pixels are independent N(mean, std^2): Bayes' rule, in closed form."""
 
     def __init__(self, scheduler, mean=0.3, std=0.5, prediction="eps"):
-        self.abar = scheduler.exact["alphas_cumprod"]
-        self.mean, self.std, self.prediction = mean, std, prediction
+        self.scheduler, self.mean, self.std, self.prediction = scheduler, mean, std, prediction
+        self.whole = scheduler.exact["alphas_cumprod"].tolist()
+
+    def abar(self, t):
+        return self.whole[int(t)] if t == int(t) else float(abar_at(self.scheduler, [t]))
 
     def lines(self, t):
         """(p, q) with output = p + q x at timestep t, float64."""
-        a = math.sqrt(self.abar[t])
-        b = math.sqrt(1 - self.abar[t])
+        abar = self.abar(t)
+        a = math.sqrt(abar)
+        b = math.sqrt(1 - abar)
         gain = a * self.std**2 / (a**2 * self.std**2 + b**2)
         p, q = self.mean * (1 - gain * a), gain  # x0 = p + q x
         if self.prediction == "eps":
             return -a * p / b, (1 - a * q) / b
         if self.prediction == "v":
             return -p / b, (a - q) / b
+        if self.prediction == "edm":  # x0 = k0 x + k1 F
+            variance = 0.25 * a**2 + b**2
+            k0, k1 = 0.25 * a / variance, 0.5 * b / math.sqrt(variance)
+            return p / k1, (q - k0) / k1
         return p, q
 
     def __call__(self, x, t):
-        p, q = self.lines(int(t[0]))
+        p, q = self.lines(float(t[0]))
+        if self.prediction == "edm":  # what comes has unit variance for data of spread 0.5
+            abar = self.abar(float(t[0]))
+            x = x * math.sqrt(0.25 * abar + 1 - abar)
         return p + q * x
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from fastdiff import ops
 from fastdiff.diffusion import NoiseScheduler, add_noise, karras_sigmas
-from fastdiff.diffusion.prediction import PREDICTIONS, training_target, x0_coefficients
+from fastdiff.diffusion.prediction import PREDICTIONS, input_scale, network_input, training_target, x0_coefficients
 
 T = 1000
 
@@ -200,6 +200,21 @@ def test_predictions_are_checked():
     abar = s.exact["alphas_cumprod"]
     with pytest.raises(ValueError, match="zero signal"):
         x0_coefficients("eps", abar)
-    assert torch.isfinite(torch.stack([*x0_coefficients("v", abar), *x0_coefficients("x0", abar)])).all()
-    with pytest.raises(ValueError, match="eps, x0, v, got 'noise'"):
+    assert torch.isfinite(torch.stack([*(k for p in ("v", "x0", "edm") for k in x0_coefficients(p, abar))])).all()
+    with pytest.raises(ValueError, match="eps, x0, v, edm, got 'noise'"):
         x0_coefficients("noise", abar)
+
+
+def test_edm_is_karras_table_1():
+    """c_skip, c_out and c_in with sigma_data 0.5, for x_EDM = x / sqrt(abar); the input then has unit variance."""
+    abar = NoiseScheduler().exact["alphas_cumprod"]
+    sigma, data = ((1 - abar) / abar).sqrt(), 0.5
+    k0, k1 = x0_coefficients("edm", abar)
+    assert_close(k0 * abar.sqrt(), data**2 / (sigma**2 + data**2), rtol=1e-9, atol=0)
+    assert_close(k1, sigma * data / (data**2 + sigma**2).sqrt(), rtol=1e-9, atol=0)
+    c_in = 1 / (sigma**2 + data**2).sqrt()
+    assert_close(input_scale("edm", abar) * abar.sqrt(), c_in, rtol=1e-9, atol=0)
+    assert all(input_scale(p, abar) is None for p in ("eps", "x0", "v"))
+    s, t, x = NoiseScheduler(), torch.tensor([3, 700]), torch.randn(2, 1, 2, 2)
+    assert_close(network_input("edm", x, t, s), x * input_scale("edm", abar)[t].float().reshape(2, 1, 1, 1))
+    assert network_input("v", x, t, s) is x

@@ -12,7 +12,7 @@ from torch import nn
 from fastdiff import ops
 from fastdiff.models import UNet
 from fastdiff.nn import fused
-from fastdiff.nn.fused.feature_map import Convolution
+from fastdiff.nn.fused.convolution import Convolution
 
 T = torch.tensor([1, 500, 999])
 CASES: dict[str, dict[str, Any]] = {

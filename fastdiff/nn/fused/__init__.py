@@ -1,4 +1,4 @@
-"""Inference as a chain of `ops.conv2d_fused`: norms, activations, biases, shortcuts, concatenation and up-sampling are no
+"""Inference as a chain of `ops.conv2d_fused`: norms, activations, biases, shortcuts, concatenation and up-sampling are not
 passes over memory of their own, but prologue and epilogue of the convolutions around them.
 
 A block whose forward has the decorator `on_maps` runs so wherever `serves` says that it may: the forward is the one that is
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ... import ops
 from ..packed import joined
 from . import functions  # fills the table of what Maps put off
-from .feature_map import Map
+from .feature_map import Map, tensors
 from .plan import key_of, plans_of
 
 __all__ = ["Map", "Projections", "functions", "on_maps", "serves"]
@@ -36,7 +36,7 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(x, torch.Tensor):
             return forward(self, x, *args, **kwargs)
         given = (x, *args, *kwargs.values())
-        key, plans = (*key_of(given), *kwargs), plans_of(self)
+        key, plans = (forward, *key_of(given), *kwargs), plans_of(self)
         inputs = [v for v in given if isinstance(v, torch.Tensor)]
         if (plan := plans.find(key)) is not None:
             return plan(*inputs)
@@ -56,8 +56,8 @@ def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *
 
     y = forward(network, start(x), *map(start, args), **{name: start(v) for name, v in kwargs.items()})
     if not isinstance(y, Map):
-        return y
-    last = x.is_contiguous(memory_format=torch.channels_last)
+        return tensors(y)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.tensor().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

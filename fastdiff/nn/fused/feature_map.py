@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,75 +17,11 @@ from torch.nn import functional as F
 from ... import ops
 from ...ops._activation import activate
 from ...ops._layout import per_channel
-from ..packed import BatchNorm, packed_weight
+from .convolution import Convolution, changed
 
-_CONVOLUTION, _NORM = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_affine"]
+_NORM = ops.REGISTRY["norm_affine"]
 # A torch function's stand-in for Maps, filled by functions.py; it may answer NotImplemented.
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-
-Either = TypeVar("Either", "Convolution", "Map")
-
-
-def changed(v: Either, **changes: Any) -> Either:
-    """As `dataclasses.replace`, in a fifth of its time."""
-    new = object.__new__(type(v))
-    new.__dict__.update(v.__dict__, **changes)
-    return new
-
-
-@dataclass(eq=False)
-class Convolution:
-    """A convolution that is put off: of `source`, whose own prologue it takes along, and what comes after it."""
-
-    source: Map
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    norm: BatchNorm | None = None
-    image_bias: torch.Tensor | None = None  # [N, Cout]
-    residual: torch.Tensor | None = None
-    act: str = "none"
-
-    def __post_init__(self) -> None:
-        n, _, *size = self.source.shape
-        before, after = self.padding[2::-2], self.padding[3::-2]
-        kernel = self.weight.shape[2:] or (1, 1)
-        sizes = [
-            (s + p + q - d * (k - 1) - 1) // step + 1
-            for s, p, q, d, k, step in zip(size, before, after, self.dilation, kernel, self.stride, strict=True)
-        ]
-        self.shape = torch.Size((n, self.weight.shape[0], *sizes))
-
-    def run(self, statistics: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x = self.source
-        own = self.groups == 1 and self.dilation == (1, 1) and self.stride[0] == self.stride[1]
-        if not own:
-            return self._by_torch(x.tensor()), None
-        w = packed_weight(self.weight, x.dtype, self.stride[0], self.bias, self.norm)
-        first, second = x.parts if len(x.parts) == 2 else (*x.parts, None)
-        a, b = x.affine or (None, None)
-        bias = w.bias
-        if self.image_bias is not None:
-            bias = self.image_bias if bias is None else bias + self.image_bias
-        y, partials = _CONVOLUTION(
-            first, second, w.weight, w.packed, a, b, x.act, bias, self.residual, self.act, self.stride[0], list(self.padding),
-            x.doubled, statistics,
-        )  # fmt: skip
-        return y, partials if statistics else None
-
-    def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
-        w = packed_weight(self.weight, x.dtype, None, self.bias, self.norm)
-        bias = None if w.bias is None else w.bias.to(x.dtype)
-        y = F.conv2d(F.pad(x, self.padding), w.weight, bias, self.stride, 0, self.dilation, self.groups)
-        if self.image_bias is not None:
-            y = y + per_channel(self.image_bias.to(y.dtype), y)
-        if self.residual is not None:
-            y = y + self.residual
-        return activate(y, self.act)
 
 
 @dataclass(eq=False)
@@ -246,30 +182,44 @@ class Map:
         return self.scaled(torch.ones_like(offset), offset)
 
     def __add__(self, other: Any) -> Map:
-        return self.added(other) if isinstance(other, Map | torch.Tensor) else torch.add(self, other)
+        return self.added(other) if isinstance(other, Map | torch.Tensor) else by_torch(torch.add, self, other)
 
     __radd__ = __add__
 
     def __iadd__(self, other: Any) -> Map:
         return self.become(self + other)
 
+    def __sub__(self, other: Any) -> Any:
+        return by_torch(torch.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return by_torch(torch.rsub, self, other)
+
     def __mul__(self, other: Any) -> Any:
-        return torch.mul(self, other)
+        return by_torch(torch.mul, self, other)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        return by_torch(torch.div, self, other)
+
+    def __getitem__(self, index: Any) -> Any:
+        return by_torch(torch.Tensor.__getitem__, self, index)
 
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = FUNCTIONS.get(function, _not_implemented)(*args, **kwargs)
-        if found is not NotImplemented:
-            return found
-        maps = [v for v in _flat(args) if isinstance(v, Map)]
-        maps += [v for v in kwargs.values() if isinstance(v, Map)]
-        y = function(*_values(args), **{name: _value(v) for name, v in kwargs.items()})
-        if isinstance(y, torch.Tensor) and y.dim() == 4 and y.is_floating_point():
-            return Map.of(y.to(maps[0].dtype), maps[0].counts)
-        return y
+        return by_torch(function, *args, **kwargs) if found is NotImplemented else found
+
+
+def by_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function of the tensors that Maps among its arguments stand for; an image that it makes becomes a Map again."""
+    y = function(*tensors(args), **tensors(kwargs))
+    if isinstance(y, torch.Tensor) and y.dim() == 4 and y.is_floating_point():
+        first = next(v for v in _flat((*args, *kwargs.values())) if isinstance(v, Map))
+        return Map.of(y.to(first.dtype), first.counts)
+    return y
 
 
 def _not_implemented(*_: Any, **__: Any) -> Any:
@@ -280,8 +230,11 @@ def _flat(args: Sequence[Any]) -> list[Any]:
     return [v for arg in args for v in (arg if isinstance(arg, list | tuple) else (arg,))]
 
 
-def _values(args: Sequence[Any]) -> list[Any]:
-    return [type(v)(map(_value, v)) if type(v) in (list, tuple) else _value(v) for v in args]
+def tensors(v: Any) -> Any:
+    """The same, with tensors in place of Maps, in lists, tuples and dicts too."""
+    if type(v) in (list, tuple):
+        return type(v)(tensors(each) for each in v)
+    return {name: tensors(each) for name, each in v.items()} if type(v) is dict else _value(v)
 
 
 def _value(v: Any) -> Any:

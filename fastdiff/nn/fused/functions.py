@@ -64,7 +64,11 @@ def batch_norm(
     return x.scaled(a.expand(n, -1), b.expand(n, -1))
 
 
-_on_maps(torch.add, torch.Tensor.add)(lambda x, y: y + x if isinstance(y, Map) else x + y)
+@_on_maps(torch.add, torch.Tensor.add, torch.Tensor.__add__)
+def add(x: Any, y: Any, alpha: Any = 1) -> Any:
+    if alpha != 1:
+        return NotImplemented
+    return x + y if isinstance(x, Map) else y + x
 
 
 @_on_maps(F.group_norm)

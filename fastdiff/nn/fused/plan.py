@@ -103,7 +103,7 @@ class _Recorder(TorchDispatchMode):
 
     def replay(self, inputs: int, result: torch.Tensor) -> Callable[..., Any] | None:
         """A function of the inputs, which lets go of each value after its last use."""
-        if not self.complete or id(result) not in self.names:
+        if not self.complete or id(result) not in self.names:  # several results, or one that is a constant
             return None
         needed = self.names[id(result)]
         wanted, body = {needed}, []

@@ -1,0 +1,81 @@
+"""A convolution that is put off, with what comes before and behind it, and how it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.nn import functional as F
+
+from ... import ops
+from ...ops._activation import activate
+from ...ops._layout import per_channel
+from ..packed import BatchNorm, packed_weight
+
+if TYPE_CHECKING:
+    from .feature_map import Map
+
+_CONVOLUTION = ops.REGISTRY["conv2d_fused"]
+Either = TypeVar("Either", "Convolution", "Map")
+
+
+def changed(v: Either, **changes: Any) -> Either:
+    """As `dataclasses.replace`, in a fifth of its time."""
+    new = object.__new__(type(v))
+    new.__dict__.update(v.__dict__, **changes)
+    return new
+
+
+@dataclass(eq=False)
+class Convolution:
+    """A convolution that is put off: of `source`, whose own prologue it takes along, and what comes after it."""
+
+    source: Map
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    norm: BatchNorm | None = None
+    image_bias: torch.Tensor | None = None  # [N, Cout]
+    residual: torch.Tensor | None = None
+    act: str = "none"
+
+    def __post_init__(self) -> None:
+        n, _, *size = self.source.shape
+        before, after = self.padding[2::-2], self.padding[3::-2]
+        kernel = self.weight.shape[2:] or (1, 1)
+        sizes = [
+            (s + p + q - d * (k - 1) - 1) // step + 1
+            for s, p, q, d, k, step in zip(size, before, after, self.dilation, kernel, self.stride, strict=True)
+        ]
+        self.shape = torch.Size((n, self.weight.shape[0], *sizes))
+
+    def run(self, statistics: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x = self.source
+        own = self.groups == 1 and self.dilation == (1, 1) and self.stride[0] == self.stride[1]
+        if not own:
+            return self._by_torch(x.tensor()), None
+        w = packed_weight(self.weight, x.dtype, self.stride[0], self.bias, self.norm)
+        first, second = x.parts if len(x.parts) == 2 else (*x.parts, None)
+        a, b = x.affine or (None, None)
+        bias = w.bias
+        if self.image_bias is not None:
+            bias = self.image_bias if bias is None else bias + self.image_bias
+        y, partials = _CONVOLUTION(
+            first, second, w.weight, w.packed, a, b, x.act, bias, self.residual, self.act, self.stride[0], list(self.padding),
+            x.doubled, statistics,
+        )  # fmt: skip
+        return y, partials if statistics else None
+
+    def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
+        w = packed_weight(self.weight, x.dtype, None, self.bias, self.norm)
+        bias = None if w.bias is None else w.bias.to(x.dtype)
+        y = F.conv2d(F.pad(x, self.padding), w.weight, bias, self.stride, 0, self.dilation, self.groups)
+        if self.image_bias is not None:
+            y = y + per_channel(self.image_bias.to(y.dtype), y)
+        if self.residual is not None:
+            y = y + self.residual
+        return activate(y, self.act)

@@ -23,6 +23,7 @@ class Denoiser(nn.Module):
     in_channels: of the images. time_embed_dim: width of the embedding, even. num_classes: None without labels.
     levels: resolutions of the network; each but the first halves height and width.
     config: the subclass's `constructor_arguments`. sinusoid_dim, freq_shift: see `TimeMLP`; null_class: see `LabelEmbedding`.
+    context_dim: features of a context's tokens, None without; with one it is `predict(x, emb, context, mask)`.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Denoiser(nn.Module):
         sinusoid_dim: int | None = None,
         freq_shift: float = 0,
         null_class: bool = True,
+        context_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.context_dim = context_dim
         self.min_size = 2 ** (levels - 1)
         self.time_embedding = TimeMLP(time_embed_dim, sinusoid_dim, freq_shift)
         self.label_embedding = None if num_classes is None else LabelEmbedding(num_classes, time_embed_dim, null_class)
@@ -48,12 +51,21 @@ class Denoiser(nn.Module):
         """The constructor's arguments as JSON can hold them: `UNet(**unet.config)` builds the same network."""
         return copy.deepcopy(self._config)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor | float, labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor | float,
+        labels: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The prediction for noisy images x at timesteps t.
 
         x: [N, in_channels, H, W], at least one pixel wide and high at the lowest resolution.
         t: [N], in timesteps; a number or a 0-dim tensor stands for the whole batch.
         labels: int [N] in 0..num_classes-1, or num_classes for no label; None is no label throughout.
+        context: [N, S, context_dim], floating; None is no context throughout. context_mask: bool [N, S], False for tokens to
+            pass over; an image with nothing else has no context.
         Returns [N, out_channels, H, W]. Raises TypeError or ValueError naming the argument.
         """
         self._check_images(x)
@@ -65,6 +77,10 @@ class Denoiser(nn.Module):
             emb = emb + label_emb
         elif labels is not None:
             raise ValueError("labels were given to a network without classes: build it with num_classes")
+        if self.context_dim is not None:
+            return self.predict(x, emb, *self._context(context, context_mask, x))
+        if context is not None:
+            raise ValueError("context was given to a network without one: build it with context_dim")
         return self.predict(x, emb)
 
     def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
@@ -81,6 +97,16 @@ class Denoiser(nn.Module):
                 f"x is too small: this network needs at least {self.min_size}x{self.min_size} pixels, "
                 f"got {x.shape[2]}x{x.shape[3]}"
             )
+
+    def _context(
+        self, context: torch.Tensor | None, mask: torch.Tensor | None, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if context is not None:
+            return context.to(x.dtype), mask
+        if mask is not None:
+            raise ValueError("context_mask needs a context: give context too")
+        none = x.new_zeros(len(x), 1, self.context_dim)
+        return none, torch.zeros(none.shape[:2], dtype=torch.bool, device=x.device)
 
     def _timesteps(self, t: torch.Tensor | float, x: torch.Tensor) -> torch.Tensor:
         n = x.shape[0]

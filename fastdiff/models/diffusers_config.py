@@ -158,6 +158,8 @@ def config_of(unet: UNet) -> dict[str, Any]:
         reasons.append(f"the first of channel_multipliers must be 1, got {c['channel_multipliers'][0]}")
     if centre is not None and centre_groups is None and shift == "default":
         reasons.append("middle_groups must not be 0 with conditioning 'add'")
+    if c["context_dim"] is not None:
+        reasons.append(f"context_dim must be None, got {c['context_dim']}")
     if reasons:
         raise ValueError(f"diffusers' UNet2DModel cannot express this network: {'; '.join(reasons)}")
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..nn import AttentionBlock, Downsample, TimeResidualBlock, Upsample
+from ..nn import AttentionBlock, CrossAttentionBlock, Downsample, TimeResidualBlock, Upsample
 from ..nn.fused import Map, on_maps
 from ..nn.init import zeroed
 from ..nn.norm import Norm, norm_silu
@@ -19,16 +19,22 @@ from .denoiser import Denoiser, constructor_arguments
 
 
 class Stage(nn.Module):
-    """A residual block, then self-attention where there is any."""
+    """A residual block, then self-attention and attention to the context, where there are any."""
 
-    def __init__(self, residual: TimeResidualBlock, attention: AttentionBlock | None) -> None:
+    def __init__(
+        self, residual: TimeResidualBlock, attention: AttentionBlock | None, cross_attention: CrossAttentionBlock | None = None
+    ) -> None:
         super().__init__()
         self.residual = residual
         self.attention = attention
+        self.cross_attention = cross_attention
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         x = self.residual(x, emb)
-        return x if self.attention is None else self.attention(x)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.cross_attention is None else self.cross_attention(x, context, mask)
 
 
 class Level(nn.Module):
@@ -58,6 +64,8 @@ class UNet(Denoiser):
         largest divisor of its channels not above 32. eps: added to the variance in all norms.
     head_dim: channels of one attention head; "all": one head; None: 64, or all channels where they are fewer.
     num_classes: None without labels. conditioning, dropout: see `TimeResidualBlock`.
+    context_dim: features of a token of the context, to which every place with self-attention then attends as well
+        (`CrossAttentionBlock`); None without a context.
     For networks that others have trained: sinusoid_dim, freq_shift: see `TimeMLP`. null_class: see `LabelEmbedding`.
     downsample_padding: see `Downsample`. middle_attention: whether the middle has attention; middle_groups: of its norm,
         None: as in the others, 0: no norm.
@@ -89,6 +97,7 @@ class UNet(Denoiser):
         downsample_padding: int = 1,
         middle_attention: bool = True,
         middle_groups: int | None = None,
+        context_dim: int | None = None,
     ) -> None:
         config = constructor_arguments(locals())
         widths = [round(model_channels * m) for m in channel_multipliers]
@@ -105,7 +114,9 @@ class UNet(Denoiser):
                 f"got {attention_resolutions}"
             )
         levels = len(channel_multipliers)
-        super().__init__(in_channels, time_embed_dim, num_classes, levels, config, sinusoid_dim, freq_shift, null_class)
+        super().__init__(
+            in_channels, time_embed_dim, num_classes, levels, config, sinusoid_dim, freq_shift, null_class, context_dim
+        )
 
         residual = partial(
             TimeResidualBlock,
@@ -116,11 +127,15 @@ class UNet(Denoiser):
             eps=eps,
             dropout=dropout,
         )
-        attention = partial(AttentionBlock, head_dim=head_dim, eps=eps)
+
+        def attention(channels: int, groups: int | None) -> Sequence[nn.Module]:
+            """To the image itself, and to the context where there is one."""
+            own = AttentionBlock(channels, head_dim, groups, eps)
+            return [own] if context_dim is None else [own, CrossAttentionBlock(channels, context_dim, head_dim, groups, eps)]
 
         def stage(inputs: int, outputs: int, level: int) -> Stage:
             attends = 2**level in attention_resolutions
-            return Stage(residual(inputs, outputs), attention(outputs, groups=groups) if attends else None)
+            return Stage(residual(inputs, outputs), *(attention(outputs, groups) if attends else [None]))
 
         self.conv_in = nn.Conv2d(in_channels, model_channels, 3, padding=1)
 
@@ -134,8 +149,8 @@ class UNet(Denoiser):
             channels = width
 
         middle_groups = groups if middle_groups is None else middle_groups
-        centre = attention(channels, groups=middle_groups) if middle_attention else None
-        self.middle = nn.ModuleList([Stage(residual(channels, channels), centre), Stage(residual(channels, channels), None)])
+        centre = attention(channels, middle_groups) if middle_attention else [None]
+        self.middle = nn.ModuleList([Stage(residual(channels, channels), *centre), Stage(residual(channels, channels), None)])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
@@ -148,25 +163,27 @@ class UNet(Denoiser):
         self.conv_out = zeroed(nn.Conv2d(channels, in_channels if out_channels is None else out_channels, 3, padding=1))
 
     @on_maps
-    def predict(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if isinstance(x, Map):
             emb = projections(self, emb)
         x = self.conv_in(x)
         skips = [x]
         for level in self.down:
             for stage in level.stages:
-                x = stage(x, emb)
+                x = stage(x, emb, context, mask)
                 skips.append(x)
             if level.resample is not None:
                 x = level.resample(x)
                 skips.append(x)
 
         for stage in self.middle:
-            x = stage(x, emb)
+            x = stage(x, emb, context, mask)
 
         for level in self.up:
             for stage in level.stages:
-                x = stage(torch.cat((x, skips.pop()), dim=1), emb)
+                x = stage(torch.cat((x, skips.pop()), dim=1), emb, context, mask)
             if level.resample is not None:
                 x = level.resample(x, size=skips[-1].shape[2:])
 

@@ -179,6 +179,9 @@ def _alias(word: str) -> str:
 
 
 def _sample(argv: list[str]) -> int:
+    from .diffusion.levels import SPACINGS
+    from .diffusion.samplers import SAMPLERS, VARIANCES
+
     parser = _Parser(prog="fastdiff sample", description="Sample images from a trained model into samples.npz and samples.png.")
     add = parser.add_argument
     add("checkpoint", nargs="?", metavar="RUN|CHECKPOINT", help="run folder or checkpoint file")
@@ -186,7 +189,12 @@ def _sample(argv: list[str]) -> int:
     add("--out", "--output-dir", "--output_dir", default=None, metavar="DIR", help="folder to write to (default: RUN/samples)")
     add("--num-samples", "--num_samples", type=int, default=64, metavar="N", help="images to make (default: %(default)s)")
     add("--steps", type=int, metavar="K", help="sampling steps, 1..T (default: 50, or T where that is less)")
-    add("--sampler", default="ddim", metavar="NAME", help="ddim or ddpm (default: %(default)s)")
+    add("--sampler", default="ddim", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: %(default)s)")
+    add("--spacing", choices=SPACINGS, help="which timesteps are visited (default: karras for heun, else trailing)")
+    add("--eta", type=float, help="share of fresh noise in ddim (default: 0) and euler_ancestral (default: 1), in 0..1")
+    add("--variance", choices=VARIANCES, help="of the noise in ddpm (default: fixed_small)")
+    add("--churn", type=float, metavar="S", help="noise added back in euler and heun, S_churn of Karras et al. (default: 0)")
+    add("--threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile of an image, such as 0.995")
     add("--classes", metavar="I,J,...", help="class labels; image i gets the (i mod k)-th (default: all classes in turn)")
     add(
         "--guidance",
@@ -214,6 +222,9 @@ def _sample(argv: list[str]) -> int:
         num_samples=args.num_samples,
         steps=args.steps,
         sampler=args.sampler,
+        spacing=args.spacing,
+        threshold=args.threshold,
+        options={name: given for name in ("eta", "variance", "churn") if (given := getattr(args, name)) is not None},
         classes=_classes(args.classes),
         guidance=args.guidance,
         seed=args.seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .diffusion.samplers import SAMPLERS
+from .diffusion.samplers import OWN_SPACING, SAMPLERS, sampler_options
 from .training import load_model
 from .training.callbacks import sample_columns
 from .training.checkpoint import find_checkpoint
@@ -28,6 +28,9 @@ def sample_to_folder(
     num_samples: int = 64,
     steps: int | None = None,
     sampler: str = "ddim",
+    spacing: str | None = None,
+    threshold: float | None = None,
+    options: dict[str, float | str] | None = None,
     classes: list[int] | None = None,
     guidance: float = 1.5,
     seed: int = 0,
@@ -41,8 +44,9 @@ def sample_to_folder(
 
     Returns the folder.
 
-    classes: image i gets classes[i % k]; None: all classes in turn. out: by default `samples/` in the run folder, or beside
-    the checkpoint. Raises ValueError or OSError naming what is wrong before anything is written.
+    sampler, steps, spacing, threshold, options (the sampler's own): see `diffusion.sample`; spacing None: karras for heun,
+    else trailing. classes: image i gets classes[i % k]; None: all classes in turn. out: by default `samples/` in the run
+    folder, or beside the checkpoint. Raises ValueError or OSError naming what is wrong before anything is written.
     """
     if num_samples < 1:
         raise ValueError(f"--num-samples must be at least 1, got {num_samples}")
@@ -50,6 +54,12 @@ def sample_to_folder(
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    for name in options or {}:
+        if name not in sampler_options(sampler):
+            having = [s for s in SAMPLERS if name in sampler_options(s)]
+            raise ValueError(f"--{name.replace('_', '-')} is an option of {', '.join(having)}, not of --sampler {sampler}")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"--threshold must be above 0 and at most 1, got {threshold}")
     if not 0 <= guidance < math.inf:
         raise ValueError(f"--guidance must be at least 0 and finite, got {guidance}")
     if not 0 <= seed < 2**63:
@@ -76,10 +86,12 @@ def sample_to_folder(
             guidance=guidance if labels is not None else 1.0,
             sampler=sampler,
             steps=steps or min(DEFAULT_STEPS, model.timesteps),
-            spacing="trailing",
+            spacing=spacing or OWN_SPACING.get(sampler, "trailing"),
+            threshold=threshold,
             seed=seed,
             batch_size=batch_size,
             progress=progress,
+            **(options or {}),
         )
     images = images.clamp(-1, 1).cpu()
     if out is None:

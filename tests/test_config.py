@@ -1,4 +1,5 @@
 import dataclasses
+import typing
 
 import pytest
 
@@ -8,6 +9,11 @@ import yaml
 
 from fastdiff import config
 from fastdiff.config import Config, DiffusionConfig, build_model, build_scheduler, load_config, to_dict
+from fastdiff.diffusion import SAMPLERS
+from fastdiff.diffusion.levels import SPACINGS
+from fastdiff.diffusion.loss import LOSSES, WEIGHTINGS
+from fastdiff.diffusion.prediction import PREDICTIONS
+from fastdiff.diffusion.schedule import SCHEDULES
 
 SHIPPED = sorted(p.stem for p in config.parser.CONFIGS.glob("*.yaml"))
 
@@ -188,3 +194,25 @@ def test_the_schedule_is_what_the_config_says():
     # stated for T = 1000: a schedule of a fifth of the steps has five times the betas
     assert scheduler.betas[0].item() == pytest.approx(5e-4)
     assert scheduler.betas[-1].item() == pytest.approx(0.1)
+
+
+def test_choices_are_those_of_the_library():
+    hints = typing.get_type_hints(DiffusionConfig)
+    for name, known in [
+        ("schedule_type", SCHEDULES),
+        ("prediction", PREDICTIONS),
+        ("loss", LOSSES),
+        ("loss_weighting", WEIGHTINGS),
+        ("sampler", SAMPLERS),
+    ]:
+        assert typing.get_args(hints[name]) == tuple(known), name
+    assert typing.get_args(typing.get_args(hints["spacing"])[0]) == SPACINGS
+
+
+def test_diffusion_is_what_the_config_says():
+    words = ["--diffusion.prediction=v", "--diffusion.zero_terminal_snr=true", "--diffusion.loss=huber"]
+    model = build_model(load_config("digits", [*words, "--diffusion.loss_weighting=p2"]), (8, 8, 1))
+    assert (model.loss, model.loss_weighting) == ("huber", "p2")
+    assert model.scheduler.alphas_cumprod[-1] == 0
+    with pytest.raises(ValueError, match=r"diffusion\.prediction must be v, x0 or edm with diffusion\.zero_terminal_snr"):
+        load_config("digits", ["--diffusion.zero_terminal_snr=true"])

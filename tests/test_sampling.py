@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from fastdiff.cli import main
-from fastdiff.diffusion import DiffusionModel, NoiseScheduler
+from fastdiff.diffusion import SAMPLERS, DiffusionModel, NoiseScheduler
 from fastdiff.models import UNet
 from fastdiff.sampling import sample_to_folder
 from fastdiff.training import save_checkpoint
@@ -108,6 +108,35 @@ def test_the_noise_does_not_depend_on_the_batch(sampler, run, tmp_path):
     assert np.abs(whole[0] - whole[1]).max() > 0.1, "each image has noise of its own"
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler(sampler, run, tmp_path, capsys):
+    sample("--num-samples", "3", "--sampler", sampler, "--out", "whole")
+    found = arrays(tmp_path / "whole")["x"]
+    assert np.isfinite(found).all()
+    assert found.std() > 0.01
+    main(["sample", "--help"])
+    assert sampler in capsys.readouterr().out
+
+
+def test_options_of_samplers(run, tmp_path):
+    found = {}
+    for words in (
+        "--sampler ddim",
+        "--sampler ddim --eta 0.3",  # with 1 it would be ddpm
+        "--sampler ddim --spacing leading",
+        "--sampler ddim --threshold 0.8",
+        "--sampler ddpm",
+        "--sampler ddpm --variance fixed_large",
+        "--sampler heun",
+        "--sampler heun --spacing linspace",
+        "--sampler euler --churn 2",
+        "--sampler euler_ancestral --eta 0.5",
+    ):
+        sample("--num-samples", "2", "--out", "x", *words.split())
+        found[words] = float(np.square(arrays(tmp_path / "x")["x"], dtype=np.float64).sum())
+    assert len(set(found.values())) == len(found), found
+
+
 def test_fewer_samples_are_the_first_of_more(run, tmp_path):
     for count in ("3", "6"):
         sample("--num-samples", count, "--out", count)
@@ -136,6 +165,13 @@ WRONG = {
     "--steps 31": (1, "--steps must be in 1..30, got 31"),
     "--steps x": (2, "argument --steps: invalid int value: 'x'"),
     "--sampler dimm": (1, "--sampler must be one of"),
+    "--eta 0.5 --sampler ddpm": (1, "--eta is an option of ddim, euler_ancestral, not of --sampler ddpm"),
+    "--variance fixed_large": (1, "--variance is an option of ddpm, not of --sampler ddim"),
+    "--churn 1": (1, "--churn is an option of euler, heun, not of --sampler ddim"),
+    "--churn -1 --sampler heun": (1, "churn must be at least 0 and finite, got -1.0"),
+    "--eta 2": (1, "eta must be in 0..1, got 2.0"),
+    "--threshold 2": (1, "--threshold must be above 0 and at most 1, got 2.0"),
+    "--spacing even": (2, "argument --spacing: invalid choice: 'even' (choose from"),
     "--num-samples 0": (1, "--num-samples must be at least 1, got 0"),
     "--batch-size 0": (1, "--batch-size must be at least 1, got 0"),
     "--guidance -1": (1, "--guidance must be at least 0 and finite, got -1.0"),

@@ -19,6 +19,7 @@ def build_scheduler(config: DiffusionConfig) -> NoiseScheduler:
         config.beta_start,
         config.beta_end,
         config.schedule_type,
+        zero_terminal_snr=config.zero_terminal_snr,
         rescale_betas=True,  # the betas are stated for T = 1000; without it a short schedule does not end in noise
     )
 
@@ -47,6 +48,8 @@ def build_model(config: Config, img_shape: tuple[int, int, int], num_classes: in
         network=network,
         scheduler=build_scheduler(config.diffusion),
         prediction=config.diffusion.prediction,
+        loss=config.diffusion.loss,
+        loss_weighting=config.diffusion.loss_weighting,
         img_shape=img_shape,
         label_dropout=config.diffusion.label_dropout if options["num_classes"] is not None else 0.0,
     )

@@ -69,14 +69,22 @@ class DiffusionConfig:
     """First beta, for schedules that use it."""
     beta_end: float = 0.02
     """Last beta, for schedules that use it."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network predicts."""
+    zero_terminal_snr: bool = False
+    """Make the last timestep pure noise; for prediction v, x0 or edm."""
+    prediction: Literal["eps", "x0", "v", "edm"] = "eps"
+    """What the network predicts; edm: preconditioned as by Karras et al. 2022."""
+    loss: Literal["mse", "huber"] = "mse"
+    """Error of the prediction that training lowers."""
+    loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
+    """Weight of each timestep in the loss."""
     label_dropout: float = 0.1
     """Share of training images whose label is hidden, for guidance; in [0, 1)."""
-    sampler: Literal["ddpm", "ddim"] = "ddim"
+    sampler: Literal["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"] = "ddim"
     """Sampler of the run's pictures."""
     sampling_steps: int = 50
     """Steps of that sampler, 1..timesteps."""
+    spacing: Literal["leading", "linspace", "trailing", "karras"] | None = None
+    """Which timesteps those are; null: karras for heun, else trailing."""
     guidance: float = 1.5
     """Classifier-free guidance scale; 1 is none."""
 
@@ -88,6 +96,8 @@ class DiffusionConfig:
         require(0 <= self.label_dropout < 1, "diffusion.label_dropout", "in [0, 1)", self.label_dropout)
         within = 1 <= self.sampling_steps <= self.timesteps
         require(within, "diffusion.sampling_steps", f"in 1..{self.timesteps} (diffusion.timesteps)", self.sampling_steps)
+        known = self.prediction != "eps" or not self.zero_terminal_snr
+        require(known, "diffusion.prediction", "v, x0 or edm with diffusion.zero_terminal_snr", self.prediction)
         require(0 <= self.guidance < math.inf, "diffusion.guidance", "at least 0 and finite", self.guidance)
 
 

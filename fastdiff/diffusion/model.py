@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from fastdiff import ops
+from fastdiff.diffusion.batch import as_batch
 from fastdiff.diffusion.guidance import class_count
 from fastdiff.diffusion.interpolation import slerp
 from fastdiff.diffusion.loop import start_noise
-from fastdiff.diffusion.prediction import training_target, x0_coefficients
+from fastdiff.diffusion.loss import check_loss, diffusion_loss
+from fastdiff.diffusion.prediction import network_input, training_target, x0_coefficients
 from fastdiff.diffusion.sampling import sample
 from fastdiff.diffusion.schedule import NoiseScheduler
 
@@ -28,8 +30,9 @@ class DiffusionModel(nn.Module):
         img_shape: (H, W, C) of an image, which `generate` makes; without it 28 x 28 with the network's channels.
         network: network(x, t) or network(x, t, labels) in place of the U-Net.
         scheduler: in place of the four arguments.
-        prediction: what the network predicts, 'eps', 'x0' or 'v'.
+        prediction: what the network predicts, 'eps', 'x0', 'v' or 'edm'; see `prediction.py`.
         label_dropout: share of training images shown without their class, for classifier-free guidance, in [0, 1).
+        loss, loss_weighting: 'mse' or 'huber'; 'uniform', 'min_snr' or 'p2' over timesteps, see `loss.py`.
 
     Raises ValueError for an argument out of range, and for prediction 'eps' with a schedule of zero terminal SNR.
     """
@@ -50,6 +53,8 @@ class DiffusionModel(nn.Module):
         prediction: str = "eps",
         num_classes: int | None = None,
         label_dropout: float = 0.0,
+        loss: str = "mse",
+        loss_weighting: str = "uniform",
         **unet: Any,
     ) -> None:
         super().__init__()
@@ -77,6 +82,8 @@ class DiffusionModel(nn.Module):
         if label_dropout and self.num_classes is None:
             raise ValueError("label_dropout needs a network with classes: give num_classes")
         self.label_dropout = label_dropout
+        check_loss(loss, loss_weighting)
+        self.loss, self.loss_weighting = loss, loss_weighting
 
     def build_unet(self, base_channels: int = 64, channel_multipliers: tuple[int, ...] = (1, 2, 4), **unet: Any) -> nn.Module:
         """Replace the network by a `UNet` of this size and return it; call it before the optimizer is made."""
@@ -102,6 +109,8 @@ class DiffusionModel(nn.Module):
             "prediction": self.prediction,
             "img_shape": None if self.img_shape is None else list(self.img_shape),
             "label_dropout": self.label_dropout,
+            "loss": self.loss,
+            "loss_weighting": self.loss_weighting,
         }
 
     @classmethod
@@ -185,7 +194,11 @@ class DiffusionModel(nn.Module):
         return self._predict(xt, t, labels), training_target(self.prediction, x0, noise, t, self.scheduler)
 
     def _predict(self, xt: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        return self.network(xt, t) if labels is None else self.network(xt, t, labels)
+        x = network_input(self.prediction, xt, t, self.scheduler)
+        return self.network(x, t) if labels is None else self.network(x, t, labels)
+
+    def _loss(self, predicted: torch.Tensor, actual: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return diffusion_loss(predicted, actual, t, self.scheduler, self.prediction, self.loss, self.loss_weighting)
 
     def compute_loss(
         self,
@@ -194,8 +207,8 @@ class DiffusionModel(nn.Module):
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The mean squared error of `forward`, a scalar. Ho et al. 2020, equation 14."""
-        return _mse(*self(x0, t, labels, noise))
+        """The loss of `forward`, a scalar: by default its mean squared error, Ho et al. 2020, equation 14."""
+        return self._loss(*self(x0, t, labels, noise), t)
 
     def keyed_loss(
         self, x0: torch.Tensor, labels: torch.Tensor | None, seeds: torch.Tensor, step: int | torch.Tensor
@@ -211,7 +224,8 @@ class DiffusionModel(nn.Module):
         if labels is not None and self.label_dropout:
             dropped = ops.philox_uniform(seeds, step, ops.Purpose.TRAINING_LABEL_DROP) < self.label_dropout
             labels = torch.where(dropped, self.num_classes, labels)
-        return _mse(self._predict(xt, t, labels), training_target(self.prediction, x0, noise, t, self.scheduler))
+        actual = training_target(self.prediction, x0, noise, t, self.scheduler)
+        return self._loss(self._predict(xt, t, labels), actual, t)
 
     def train_step(
         self,
@@ -229,7 +243,7 @@ class DiffusionModel(nn.Module):
         Raises TypeError for other images, ValueError for another shape, and, before any weight has changed,
         FloatingPointError where the loss is not finite.
         """
-        x0 = self._as_batch(images)
+        x0 = as_batch(images, self.in_channels, self.betas.device)
         if labels is not None:
             labels = torch.as_tensor(labels).to(x0.device, torch.int64)
         seeds = ops.image_seeds(ops.draw_seed(), len(x0)) if seeds is None else seeds
@@ -242,21 +256,6 @@ class DiffusionModel(nn.Module):
         loss.backward()
         optimizer.step()
         return value
-
-    def _as_batch(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """float32 [N, C, H, W] on the model's device."""
-        x = torch.as_tensor(images)
-        if not x.is_floating_point():
-            raise TypeError(f"images must be floating, in [-1, 1], got {x.dtype}: see fastdiff.data.normalize_images")
-        channels = self.in_channels
-        if x.dim() != 4 or channels not in (x.shape[1], x.shape[3]):
-            raise ValueError(
-                f"images must be a tensor [N, {channels}, H, W] or an array [N, H, W, {channels}], got {tuple(x.shape)}"
-            )
-        usual = 1 if isinstance(images, torch.Tensor) else 3
-        if x.shape[usual] != channels:
-            usual = 4 - usual
-        return (x.permute(0, 3, 1, 2) if usual == 3 else x).to(self.betas.device, torch.float32).contiguous()
 
     def sample(
         self, shape: tuple[int, ...], device: torch.device | str | None = None, **sampling: Any
@@ -294,7 +293,3 @@ def _unet(**options: Any) -> nn.Module:
     from fastdiff.models import UNet
 
     return UNet(**options)
-
-
-def _mse(predicted: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
-    return nn.functional.mse_loss(predicted.float(), actual.float())

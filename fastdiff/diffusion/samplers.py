@@ -94,7 +94,8 @@ def heun(
 
     churn: S_churn. Before each step from sigma the noise is raised to sigma (1 + min(churn / K, sqrt(2) - 1)), where sigma is
     in churn_min..churn_max (S_tmin, S_tmax), by fresh noise of spread churn_noise (S_noise); never above the schedule's own.
-    Where a step would leave pure noise (zero terminal SNR), whose sigma is infinite, it is Euler's.
+    Where a step would leave pure noise (zero terminal SNR), whose sigma is infinite, it is Euler's. Use it with spacing
+    'karras': evenly spaced timesteps of a schedule whose sigma begins in thousands, as cosine's, begin with steps too long.
     Raises ValueError for an argument out of range.
     """
     return _stochastic(scheduler, timesteps, prediction, True, churn, churn_min, churn_max, churn_noise)
@@ -155,6 +156,7 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
 }
+OWN_SPACING = {"heun": "karras"}  # where the usual ones would take it out of what its order holds for
 
 
 def sampler_options(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fastdiff.diffusion.editing import last_timesteps, make_edit
 from fastdiff.diffusion.guidance import Conditions, Network, class_count, guided
 from fastdiff.diffusion.levels import choose_timesteps
 from fastdiff.diffusion.loop import run_sampler, start_noise
-from fastdiff.diffusion.samplers import sampler_steps
+from fastdiff.diffusion.samplers import OWN_SPACING, sampler_steps
 from fastdiff.diffusion.schedule import NoiseScheduler
 
 
@@ -26,7 +26,7 @@ def sample(
     *,
     sampler: str = "ddpm",
     steps: int | None = None,
-    spacing: str = "leading",
+    spacing: str | None = None,
     timesteps: Sequence[float] | None = None,
     prediction: str = "eps",
     labels: torch.Tensor | Sequence[int] | int | None = None,
@@ -56,7 +56,8 @@ def sample(
         network: network(x, t) or, with labels, network(x, t, labels); in eval mode while it samples here.
         shape: [N, C, H, W], or [N, C, T, H, W] for video.
         sampler: a name in SAMPLERS; options: its own, such as eta for 'ddim', see `samplers.py`.
-        steps: 1..T, all T by default; spacing: 'leading', 'linspace', 'trailing' or 'karras', see `levels.py`.
+        steps: 1..T, all T by default; spacing: 'leading', 'linspace', 'trailing' or 'karras', see `levels.py`; by default
+            'karras' for 'heun', else 'leading'.
         timesteps: those to visit, strictly decreasing, in place of steps and spacing.
         prediction: what the network predicts, 'eps', 'x0', 'v' or 'edm'; see `prediction.py`.
         labels: class of each image, int64 [N], or one for all.
@@ -85,9 +86,9 @@ def sample(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if timesteps is None:
-        timesteps = choose_timesteps(scheduler, steps, spacing)
-    elif steps is not None:
-        raise ValueError("give steps or the timesteps themselves, not both")
+        timesteps = choose_timesteps(scheduler, steps, spacing or OWN_SPACING.get(sampler, "leading"))
+    elif steps is not None or spacing is not None:
+        raise ValueError("give steps and spacing, or the timesteps themselves, not both")
     edit = make_edit(image, mask, strength, shape, device)
     if strength is not None:
         timesteps = last_timesteps(timesteps, strength)

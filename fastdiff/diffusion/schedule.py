@@ -10,6 +10,7 @@ from torch import nn
 
 from fastdiff import ops
 from fastdiff.diffusion import betas as shapes
+from fastdiff.diffusion.loss import loss_weights
 from fastdiff.diffusion.samplers import ddpm
 
 SCHEDULES = ("linear", "cosine", "scaled_linear", "sigmoid")
@@ -70,7 +71,7 @@ class NoiseScheduler(nn.Module):
         self.exact = _tables(betas)
         for name, table in self.exact.items():
             self.register_buffer(name, table.float(), persistent=False)
-        self._ddpm_tables: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._derived: dict[tuple[Any, ...], torch.Tensor] = {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -171,17 +172,29 @@ class NoiseScheduler(nn.Module):
         of_xt = self.at(self.posterior_mean_coef2, t, x0.dim()).to(x0.dtype)
         return of_x0 * x0 + of_xt * xt
 
-    @torch.inference_mode(False)  # the cached table serves training too
     def ddpm_table(self, prediction: str = "eps", variance: str = "fixed_small") -> torch.Tensor:
         """The table float32 [T, 5] of `ops.ddpm_step`, row t for the step from t to t - 1, on the buffers' device.
 
         See `samplers.ddpm` for the arguments. Raises ValueError for prediction 'eps' with zero_terminal_snr.
         """
-        key = (prediction, variance, self.betas.device)
-        if key not in self._ddpm_tables:
-            steps = ddpm(self, range(self.timesteps - 1, -1, -1), prediction, variance)
-            self._ddpm_tables[key] = steps.rows.flip(0)[:, :5].contiguous().to(self.betas.device, torch.float32)
-        return self._ddpm_tables[key]
+
+        def rows() -> torch.Tensor:
+            return ddpm(self, range(self.timesteps - 1, -1, -1), prediction, variance).rows.flip(0)[:, :5]
+
+        return self._kept(("ddpm", prediction, variance), rows)
+
+    def loss_weights(self, prediction: str = "eps", weighting: str = "uniform") -> torch.Tensor:
+        """The weights float32 [T] on the squared error of the network's output, on the buffers' device; see `loss.py`."""
+        return self._kept(
+            ("loss", prediction, weighting), lambda: loss_weights(weighting, prediction, self.exact["alphas_cumprod"])
+        )
+
+    @torch.inference_mode(False)  # a table that is kept serves training too
+    def _kept(self, key: tuple[str, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        place = (*key, self.betas.device)
+        if place not in self._derived:
+            self._derived[place] = make().contiguous().to(self.betas.device, torch.float32)
+        return self._derived[place]
 
 
 def _tables(betas: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from .. import ops
 from ..config import Config, LoggingConfig
 from ..data import Batches, ImageDataset
 from ..diffusion import DiffusionModel
+from ..diffusion.samplers import OWN_SPACING
 from ..visualization import save_images
 from ..visualization.files import write_atomically
 from .checkpoint import read_checkpoint, save_checkpoint
@@ -188,7 +189,7 @@ def draw_samples(
             guidance=diffusion.guidance if labels is not None else 1.0,
             sampler=diffusion.sampler,
             steps=diffusion.sampling_steps,
-            spacing="trailing",
+            spacing=diffusion.spacing or OWN_SPACING.get(diffusion.sampler, "trailing"),
             seed=seed,
             **sampling,
         )

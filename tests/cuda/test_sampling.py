@@ -12,7 +12,7 @@ from torch import nn
 from fastdiff.diffusion import SAMPLERS, NoiseScheduler, sample
 from fastdiff.models import UNet
 
-pytestmark = needs_cuda
+pytestmark = [pytest.mark.cuda, needs_cuda]
 SHAPE = (4, 1, 8, 8)
 
 

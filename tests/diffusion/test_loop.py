@@ -235,7 +235,7 @@ def test_sampling_with_labels(toy, scheduler):
     [
         ({"sampler": "plms"}, "dpmpp_2m_sde, unipc, got 'plms'"),
         ({"spacing": "even"}, "leading, linspace, trailing, karras, got 'even'"),
-        ({"timesteps": [5, 3], "steps": 2}, "give steps or the timesteps"),
+        ({"timesteps": [5, 3], "steps": 2}, "give steps and spacing, or the timesteps"),
         ({"timesteps": [20, 3]}, r"timesteps must fall strictly within 0\.\.19"),
         ({"threshold": 0.0}, "threshold must be above 0 and at most 1, got 0"),
         ({"threshold": 0.9, "clip": None}, "threshold needs clip"),

@@ -154,7 +154,9 @@ def test_the_schedule_stays_out_of_the_state_and_of_casts(model):
 
 
 def test_unet_is_built_rebuilt_and_described():
-    m = DiffusionModel(6, img_shape=(8, 8, 3), model_channels=8, time_embed_dim=16, num_classes=2, label_dropout=0.1)
+    m = DiffusionModel(
+        6, img_shape=(8, 8, 3), model_channels=8, time_embed_dim=16, num_classes=2, label_dropout=0.1, loss="huber"
+    )
     assert m.network.config["channel_multipliers"] == [1, 2, 4]
     built = m.build_unet(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1)
     assert built is m.network

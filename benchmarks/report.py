@@ -41,6 +41,7 @@ def write_results() -> Path:
     text += _on_gpus()
     text += _main_job()
     text += _unet_forward()
+    text += _samplers()
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())
@@ -187,6 +188,36 @@ def _unet_forward() -> list[str]:
                 f"| {case} | {precision} | {' | '.join(cells)} | {ratio:.2f} | {ours['error']} | {theirs[0]['error']} |"
             )
     return text
+
+
+def _samplers() -> list[str]:
+    """From samplers_quality.py: the mean over seeds, and the range where there are several."""
+    text = []
+    for path in sorted((HERE / "results" / "samplers").glob("*.csv")):
+        rows = _rows(path)
+        first = rows[0]
+        counts = sorted({int(r["steps"]) for r in rows})
+        text.append(f"\n## Digits by sampler and number of steps, {first['device']}\n")
+        text.append(
+            f"`python benchmarks/samplers_quality.py runs/digits`: Frechet distance in pixel space of {first['n']} samples "
+            f"without guidance to the {first['n']} real digits, by evaluations of the network; the mean of several seeds, with "
+            f"their range. Two halves of the real digits are {first['floor']} apart. torch {first['torch']}, {first['date']}, "
+            f"on top of commit {first['commit']}.\n\n![By evaluations of the network](../docs/samplers.png)\n"
+        )
+        text.append(f"| sampler | timesteps | {' | '.join(map(str, counts))} |\n|---|---|{'--:|' * len(counts)}")
+        found: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for row in rows:
+            cell = found.setdefault((row["sampler"], row["spacing"]), {}).setdefault(int(row["steps"]), [])
+            cell.append(float(row["frechet"]))
+        for (sampler, spacing), cells in sorted(found.items()):
+            text.append(f"| {sampler} | {spacing} | {' | '.join(_spread(cells.get(n, [])) for n in counts)} |")
+    return text
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{v:.3f}" for v in values)
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _case(row: dict[str, str]) -> tuple[str, str]:

@@ -26,6 +26,7 @@ def line_chart(
     ylabel: str = "",
     size: tuple[int, int] = (800, 480),
     log_y: bool | None = None,
+    log_x: bool = False,
     colors: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """Draws named curves (x, y) into one RGB picture of `size` pixels (width, height).
@@ -33,9 +34,11 @@ def line_chart(
     x and y are sequences, arrays or tensors of one length. Points that are not finite (or not positive on a logarithmic
     axis) are skipped and the line breaks there; a point without neighbours is a dot. `log_y=None` takes a logarithmic
     axis where all values are positive and the largest is more than 50 times the smallest. Several curves get a legend.
+    `log_x=True` takes a logarithmic horizontal axis; x must then be positive.
     `colors` maps names to Pillow colours; the others take theirs from `COLORS` in turn.
 
-    Raises ValueError for no point to draw, for x and y that do not match, and for a size below 200 x 150.
+    Raises ValueError for no point to draw, for an x that a logarithmic axis has no place for, for x and y that do not
+    match, and for a size below 200 x 150.
     """
     width, height = size
     if width < 200 or height < 150:
@@ -46,7 +49,7 @@ def line_chart(
     drawn = [run for curve_runs in runs.values() for run in curve_runs]
     if not drawn:
         raise ValueError("line_chart has no finite point to draw")
-    x_axis = _x_axis(np.concatenate([x for x, _ in drawn]))
+    x_axis = _x_axis(np.concatenate([x for x, _ in drawn]), log_x)
     y_axis = _y_axis(np.concatenate([y for _, y in drawn]), log)
     palette = {name: (colors or {}).get(name, COLORS[i % len(COLORS)]) for i, name in enumerate(runs)}
 
@@ -159,8 +162,12 @@ def _finite_runs(x: np.ndarray, y: np.ndarray, log: bool) -> list[tuple[np.ndarr
     return [(x[a:b], y[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
-def _x_axis(x: np.ndarray) -> _Axis:
+def _x_axis(x: np.ndarray, log: bool = False) -> _Axis:
     low, high = float(x.min()), float(x.max())
+    if log:
+        if low <= 0:
+            raise ValueError(f"x must be positive on a logarithmic axis, got {low}")
+        return _Axis(low, high, log=True) if high > low else _Axis(low / 2, high * 2, log=True)
     if low == high:
         low, high = low - 1, high + 1
     return _Axis(low, high, whole=bool((x == np.rint(x)).all()))

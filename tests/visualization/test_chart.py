@@ -80,6 +80,15 @@ def test_log_axis_straightens_an_exponential_and_is_chosen_by_span():
         assert (line_chart(series).tobytes() == line_chart(series, log_y=True).tobytes()) == is_log
 
 
+def test_a_horizontal_log_axis_straightens_a_logarithm():
+    x = 2.0 ** np.arange(8)
+    rows, columns = pixels_of(line_chart({"a": (x, np.arange(8))}, log_x=True), COLORS[0])
+    assert np.corrcoef(rows, columns)[0, 1] < -0.999
+    assert line_chart({"a": ([3], [1])}, log_x=True).size == (800, 480)
+    with pytest.raises(ValueError, match="x must be positive on a logarithmic axis, got 0"):
+        line_chart({"a": ([0, 1], [1, 2])}, log_x=True)
+
+
 def test_log_axis_skips_what_is_not_positive():
     image = line_chart({"a": ([0, 1, 2, 3, 4], [1, 0, -5, 10, 100])}, log_y=True)
     assert pixels_of(image, COLORS[0])[0].size

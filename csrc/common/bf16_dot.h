@@ -28,4 +28,17 @@ FASTDIFF_INLINE void store_operands(K* p, V v) {
   store(p, v);
 }
 
+// Two vectors as the pairs that products take, low[i] in the lower half of word i.
+FASTDIFF_INLINE Words operand_pairs(Floats low, Floats high) {
+#if defined(__AVX512BF16__)
+  const __m512i halves = bits_as<__m512i>(_mm512_cvtne2ps_pbh(bits_as<__m512>(high), bits_as<__m512>(low)));
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                              23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return bits_as<Words>(_mm512_permutexvar_epi16(interleave, halves));
+#else
+  const Halves l = narrow(low, bf16{}), h = narrow(high, bf16{});
+  return __builtin_convertvector(l, Words) | (__builtin_convertvector(h, Words) << 16);
+#endif
+}
+
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -5,7 +5,7 @@
 #include "../common/activation_name.h"
 #include "../common/checks.h"
 #include "../common/layout.h"
-#include "conv2d_fused.h"
+#include "plan.h"
 
 namespace fastdiff {
 namespace {
@@ -15,33 +15,12 @@ using Outputs = std::tuple<Tensor, Tensor>;
 using Integers = std::vector<int64_t>;
 
 constexpr const char* kOp = "conv2d_fused";
-constexpr int64_t kPartPixels = 128;        // as PIXELS_OF_A_PART in conv2d_fused.py
-constexpr int64_t kKeptBytes = 384 << 10;   // of input rows that a job keeps: they stay in a core's cache beside weights
-constexpr int64_t kJobProducts = 1 << 19;   // multiplications a thread takes at least
-
-int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t kept_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::bf16 ? 2 : 4; }
 
 void check_images_of(const Tensor& x, const Tensor& v, int64_t channels, int64_t height, int64_t width, const char* name) {
   FASTDIFF_CHECK(v.dim() == 4 && v.size(0) == x.size(0) && v.size(1) == channels && v.size(2) == height &&
                      v.size(3) == width && v.dtype() == x.dtype(),
                  kOp, ": ", name, " must be [", x.size(0), ", ", channels, ", ", height, ", ", width, "] in x's dtype");
   check_on_device_of(x, v, kOp, name);
-}
-
-// Bands of rows small enough to be kept, and enough jobs for all threads.
-void plan(Conv2dArgs& c, int64_t threads) {
-  const int64_t row_bytes = ((c.out_width - 1) * c.stride + c.kernel_width) * (c.channels + c.channels2) * kept_size(c.dtype);
-  const int64_t rows = std::max<int64_t>((kKeptBytes / row_bytes - c.kernel_height) / c.stride + 1, 1);
-  c.band_parts = std::clamp<int64_t>(rows / c.part_rows, 1, c.parts);
-  c.band_parts = up(c.parts, up(c.parts, c.band_parts));  // of one size
-  while (c.band_parts > 1 && c.images * up(c.parts, c.band_parts) < threads) c.band_parts = up(c.band_parts, 2);
-  c.bands = up(c.parts, c.band_parts);
-  const int64_t blocks = up(c.out_channels, kOutputBlock);
-  c.block_parts = std::clamp<int64_t>(threads / (c.images * c.bands), 1, blocks);
-  c.blocks_together = up(blocks, c.block_parts);
-  c.block_parts = up(blocks, c.blocks_together);
 }
 
 Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& weight, const Tensor& packed, const MaybeTensor& a,
@@ -99,24 +78,16 @@ Outputs conv2d_fused_cpu(const Tensor& x, const MaybeTensor& x2, const Tensor& w
   }
   if (residual) check_images_of(x, *residual, c.out_channels, c.out_height, c.out_width, "residual");
 
-  c.part_rows = std::min(up(up(kPartPixels, c.out_width), 2) * 2, c.out_height);  // even, for tiles of two rows
-  c.parts = up(c.out_height, c.part_rows);
+  cut_into_parts(c);
   const int64_t sizes[] = {c.images, c.out_channels, c.out_height, c.out_width};
   Outputs out{empty_strided(sizes, dense_strides(sizes, 4, true).data(), 4, x.dtype(), x),
               empty({c.images, c.out_channels, statistics ? c.parts : 0, 3}, wide, x)};
   if (c.images == 0) return out;
-  plan(c, num_threads());
   c.x = dense(x, true, x_copy).data(), c.packed = packed.data();
   if (x2) c.x2 = dense(*x2, true, x2_copy).data();
   if (residual) c.residual = dense(*residual, true, residual_copy).data();
   c.y = std::get<0>(out).mutable_data(), c.partials = statistics ? std::get<1>(out).mutable_data() : nullptr;
-  const int64_t jobs = c.images * c.bands * c.block_parts;
-  const int64_t products = c.images * c.out_height * c.out_width * c.out_channels * channels * c.kernel_height * c.kernel_width;
-  parallel_for(0, jobs, std::max<int64_t>(kJobProducts * jobs / std::max<int64_t>(products, 1), 1),
-               [&](int64_t begin, int64_t end) {
-                 const auto kernel = c.tiles ? FASTDIFF_CPU_AMX(conv2d_fused_kernel) : FASTDIFF_CPU_BF16(conv2d_fused_kernel);
-                 kernel(c, begin, end);
-               });
+  run_conv2d_fused(c);
   return out;
 }
 

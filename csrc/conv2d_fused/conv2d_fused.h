@@ -41,4 +41,7 @@ struct Conv2dArgs {
 // Jobs [begin, end) of images * bands * block_parts.
 FASTDIFF_DECLARE_CPU_AMX(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t begin, int64_t end))
 
+// What outputs [begin, end) of image n read, through the prologue into memory laid out as KeptRows says.
+FASTDIFF_DECLARE_CPU_BF16(void, conv2d_fused_keep_rows, (const Conv2dArgs&, int64_t n, int64_t begin, int64_t end, unsigned char*))
+
 }  // namespace fastdiff

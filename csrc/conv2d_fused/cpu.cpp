@@ -71,5 +71,9 @@ void conv2d_fused_kernel(const Conv2dArgs& c, int64_t begin, int64_t end) {
   with_dtype(c.dtype, [&]<class T>() { run<T>(c, begin, end); });
 }
 
+void conv2d_fused_keep_rows(const Conv2dArgs& c, int64_t n, int64_t begin, int64_t end, unsigned char* kept) {
+  with_dtype(c.dtype, [&]<class T>() { keep_rows<T>(c, KeptRows<T>(c, begin, end), n, kept); });
+}
+
 }  // namespace FASTDIFF_ISA
 }  // namespace fastdiff

@@ -21,6 +21,13 @@ struct Job {
   }
 };
 
+template <class T>
+void keep_rows(const Conv2dArgs& c, const KeptRows<T>& rows, int64_t n, unsigned char* kept) {
+  with_activation(c.act_in, [&]<Act kAct>() {
+    for (int64_t r = 0; r < rows.rows; ++r) keep_row<T, kAct>(c, rows, n, rows.first_row + r - c.top, kept + r * rows.row_bytes);
+  });
+}
+
 // f(job, where its rows lie, the rows), behind which there are some bytes more that may be read.
 template <class T, class F>
 void for_each_job(const Conv2dArgs& c, int64_t begin, int64_t end, int64_t behind, F&& f) {
@@ -31,11 +38,7 @@ void for_each_job(const Conv2dArgs& c, int64_t begin, int64_t end, int64_t behin
   for (int64_t index = begin; index < end; ++index) {
     const Job job(c, index);
     const KeptRows<T> rows(c, job.part * c.part_rows, least(job.part_end * c.part_rows, c.out_height));
-    if (job.n != kept_image || job.band != kept_band)
-      with_activation(c.act_in, [&]<Act kAct>() {
-        for (int64_t r = 0; r < rows.rows; ++r)
-          keep_row<T, kAct>(c, rows, job.n, rows.first_row + r - c.top, kept + r * rows.row_bytes);
-      });
+    if (job.n != kept_image || job.band != kept_band) keep_rows<T>(c, rows, job.n, kept);
     kept_image = job.n, kept_band = job.band;
     f(job, rows, kept);
   }

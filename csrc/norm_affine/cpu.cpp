@@ -41,6 +41,9 @@ void image(const NormAffineArgs& a, int64_t n) {
       const double offset = value(a.bias, c, 0) - mean * factor;
       static_cast<S*>(a.a)[n * channels + c] = static_cast<S>(factor * modulation);
       static_cast<S*>(a.b)[n * channels + c] = static_cast<S>(offset * modulation + value(a.shift, c, 0));
+      if (!a.mean) continue;
+      static_cast<S*>(a.mean)[n * channels + c] = static_cast<S>(mean);
+      static_cast<S*>(a.rstd)[n * channels + c] = static_cast<S>(rstd);
     }
   }
 }

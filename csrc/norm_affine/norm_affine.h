@@ -20,7 +20,8 @@ struct NormAffineArgs {
   double eps;
   Matrix weight, bias;  // one row, whatever the image
   Matrix scale, shift;
-  void *a, *b;  // S [images, channels of both]
+  void *a, *b;        // S [images, channels of both]
+  void *mean, *rstd;  // the same of each channel's group, or null
 };
 
 // Images [begin, end).

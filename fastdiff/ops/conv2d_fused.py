@@ -88,11 +88,12 @@ def _convolution(
         if residual is not None:
             y = y + residual.to(dtype)
         y = activate(y, act_out)
-        partials = _statistics(y.to(wide)) if statistics else y.new_empty((*y.shape[:2], 0, 3), dtype=wide)
+        partials = statistics_of(y.to(wide)) if statistics else y.new_empty((*y.shape[:2], 0, 3), dtype=wide)
     return torch.empty_like(y, dtype=x.dtype, memory_format=torch.channels_last).copy_(y), partials
 
 
-def _statistics(y: torch.Tensor) -> torch.Tensor:
+def statistics_of(y: torch.Tensor) -> torch.Tensor:
+    """The partials [N, C, P, 3] of y [N, C, H, W]."""
     n, c, height, width = y.shape
     rows, parts = partials_of(height, width)
     found = []
@@ -228,6 +229,19 @@ def conv2d_fused(
     _check_tensors(x, x2, weight, a, b, bias, residual)
     check_act(act_in, "act_in")
     check_act(act_out, "act_out")
+    padding, shape = output_shape(x, weight, stride, padding, upsample)
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"residual must have the result's shape {shape}, got {tuple(residual.shape)}")
+    if packed is None:
+        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride), is_split(weight))
+    y, partials = _op(x, x2, weight, packed, a, b, act_in, bias, residual, act_out, stride, padding, bool(upsample), statistics)
+    return (y, partials) if statistics else y
+
+
+def output_shape(
+    x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any, upsample: bool
+) -> tuple[list[int], tuple[int, ...]]:
+    """The padding as four numbers, and the shape of the result; or an error about one of the arguments."""
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
         raise ValueError(f"stride must be an integer of at least 1, got {stride!r}")
     padding = [padding] * 4 if isinstance(padding, int) else list(padding)
@@ -238,13 +252,7 @@ def conv2d_fused(
     height, width = up * x.shape[2] + padding[2] + padding[3], up * x.shape[3] + padding[0] + padding[1]
     if height < kh or width < kw:
         raise ValueError(f"x must be at least as large as the kernel of {kh}x{kw}, got {height}x{width} with its padding")
-    shape = (x.shape[0], weight.shape[0], (height - kh) // stride + 1, (width - kw) // stride + 1)
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"residual must have the result's shape {shape}, got {tuple(residual.shape)}")
-    if packed is None:
-        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride), is_split(weight))
-    y, partials = _op(x, x2, weight, packed, a, b, act_in, bias, residual, act_out, stride, padding, bool(upsample), statistics)
-    return (y, partials) if statistics else y
+    return padding, (x.shape[0], weight.shape[0], (height - kh) // stride + 1, (width - kw) // stride + 1)
 
 
 def gains_by_winograd(weight: torch.Tensor, stride: int) -> bool:
@@ -268,11 +276,11 @@ def _check_tensors(x: Any, x2: Any, weight: Any, a: Any, b: Any, bias: Any, resi
         raise ValueError(f"x must have shape [N, C, H, W], got {tuple(x.shape)}")
     n, channels = x.shape[:2]
     if x2 is not None:
-        _check_kind("x2", x2, x)
+        check_kind("x2", x2, x)
         if x2.dim() != 4 or (x2.shape[0], *x2.shape[2:]) != (n, *x.shape[2:]):
             raise ValueError(f"x2 must have shape ({n}, C, {x.shape[2]}, {x.shape[3]}), got {tuple(x2.shape)}")
         channels += x2.shape[1]
-    _check_kind("weight", weight, x)
+    check_kind("weight", weight, x)
     if weight.dim() != 4 or weight.shape[1] != channels or not weight.numel():
         raise ValueError(f"weight must have shape [Cout, {channels}, kh, kw], got {tuple(weight.shape)}")
     if (a is None) != (b is None):
@@ -295,10 +303,10 @@ def _check_tensors(x: Any, x2: Any, weight: Any, a: Any, b: Any, bias: Any, resi
             raise TypeError(f"bias must be {compute_dtype(x)} or x's dtype {x.dtype}, got {bias.dtype}")
         check_device("bias", bias, x)
     if residual is not None:
-        _check_kind("residual", residual, x)
+        check_kind("residual", residual, x)
 
 
-def _check_kind(name: str, v: Any, x: torch.Tensor) -> None:
+def check_kind(name: str, v: Any, x: torch.Tensor) -> None:
     """x's dtype and device."""
     check_tensor(name, v)
     if v.dtype is not x.dtype:

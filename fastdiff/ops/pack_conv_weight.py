@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from ._checks import check_floating, check_tensor
-from ._define import Sample, define
+from ._define import NATIVE_FLOATS, Sample, define
 
 BLOCK_BYTES, OUTPUTS, HALF = 64, 32, 16
 G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -60,7 +60,12 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield Sample("tiles", (weight, *order_of(dtype), True))
 
 
-_op = define("pack_conv_weight(Tensor weight, int block, int pair, bool winograd) -> Tensor", reference, samples=_samples)
+_op = define(
+    "pack_conv_weight(Tensor weight, int block, int pair, bool winograd) -> Tensor",
+    reference,
+    samples=_samples,
+    native={"CPU": NATIVE_FLOATS["CPU"]},
+)
 
 
 def pack_conv_weight(weight: Any, winograd: bool = False, split: bool = False) -> torch.Tensor:

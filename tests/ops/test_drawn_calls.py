@@ -252,6 +252,50 @@ def convolution_calls(draw: st.DrawFn) -> Call:
 
 
 @st.composite
+def norm_convolution_calls(draw: st.DrawFn) -> Call:
+    dtype, n = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 3))
+    height, width, c1 = draw(st.integers(1, 7)), draw(st.integers(1, 7)), draw(st.integers(1, 20))
+    c2, outputs = draw(st.sampled_from((0, 0, 3, 17))), draw(st.integers(1, 40))
+    channels, (kh, kw) = c1 + c2, draw(st.sampled_from(((1, 1), (3, 3), (3, 3), (2, 3))))
+    stride, up = draw(st.integers(1, 2)), draw(st.booleans())
+    groups = draw(st.sampled_from([0, *(g for g in range(1, channels + 1) if channels % g == 0)]))
+    x = _strided(draw, (n, c1, height, width), dtype)
+    arguments: dict[str, Any] = {
+        "x": x,
+        "weight": _parameter(draw, (outputs, channels, kh, kw), x),
+        "groups": groups,
+        "act": draw(st.sampled_from(ACTIVATIONS)),
+        "stride": stride,
+        "padding": draw(st.sampled_from((1, (1, 1, 1, 1), (0, 2, 1, 1)))),
+        "upsample": up,
+        "statistics": draw(st.booleans()),
+    }
+    if c2:
+        arguments["x2"] = _strided(draw, (n, c2, height, width), dtype)
+    shapes = {"gn_weight": (channels,), "gn_bias": (channels,), "scale": (n, channels), "shift": (n, channels)}
+    arguments |= {name: _parameter(draw, shape, x) for name, shape in shapes.items() if groups and draw(st.booleans())}
+    if draw(st.booleans()):
+        arguments["bias"] = _parameter(draw, draw(st.sampled_from(((outputs,), (n, outputs)))), x)
+    if draw(st.booleans()):
+        sizes = ((1 + up) * height + 2 - kh, (1 + up) * width + 2 - kw)
+        arguments["residual"] = _strided(draw, (n, outputs, *(size // stride + 1 for size in sizes)), dtype)
+    bad = {
+        "x": [None, torch.zeros(2, 3), x.to(torch.int32)],
+        "weight": [torch.zeros(outputs, channels + 1, kh, kw, dtype=dtype), torch.zeros(3), None],
+        "groups": [-1, channels + 1, 1.0, True],
+        "scale": [torch.zeros(channels), torch.zeros(n + 1, channels)],
+        "partials": [torch.zeros(n, c1, 3), torch.zeros(n, c1, 0, 3), 1.0],
+        "eps": [0.0, -1.0, float("nan"), "1"],
+        "bias": [torch.zeros(outputs + 1), 1.0],
+        "act": ["tanh"],
+        "stride": [0, 1.5, True],
+        "padding": [-1, (1, 1), (0, 0, 0, -1)],
+        "residual": [torch.zeros(n, outputs + 1, 9, 9, dtype=dtype)],
+    }
+    return _spoil(draw, arguments, bad)
+
+
+@st.composite
 def affine_calls(draw: st.DrawFn) -> Call:
     n, groups, each = draw(st.integers(0, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     wide, channels = draw(st.sampled_from((torch.float32, torch.float64))), groups * each
@@ -299,6 +343,7 @@ DRAWN: dict[str, st.SearchStrategy[Call]] = {
     "timestep_embedding": embedding_calls(),
     "attention": attention_calls(),
     "conv2d_fused": convolution_calls(),
+    "norm_conv2d": norm_convolution_calls(),
     "norm_affine": affine_calls(),
     "pack_conv_weight": packing_calls(),
 }

@@ -58,7 +58,7 @@ void by_tiles(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char*
 template <class T>
 void run(const Conv2dArgs& c, int64_t begin, int64_t end) {
   Tiles<T> tiles(c, KeptRows<T>(c, 0, c.out_height).blocks);
-  for_each_job<T>(c, begin, end, 0, [&](const Job& job, const KeptRows<T>& rows, const unsigned char* kept) {
+  for_each_job<T>(c, begin, end, 0, [&](const RowsJob& job, const KeptRows<T>& rows, const unsigned char* kept) {
     for (int64_t part = job.part; part < job.part_end; ++part)
       c.winograd ? by_tiles<T>(c, rows, kept, job.n, part, job.channel, job.channel_end, tiles)
                  : direct<T>(c, rows, kept, job.n, part, job.channel, job.channel_end);

@@ -67,7 +67,7 @@ class Band {
   using Y = Stored<T>;
 
  public:
-  Band(const Conv2dArgs& c, const Job& job, const KeptRows<T>& rows, const unsigned char* kept, const TileCut& cut,
+  Band(const Conv2dArgs& c, const RowsJob& job, const KeptRows<T>& rows, const unsigned char* kept, const TileCut& cut,
        const int64_t* offsets, TileRegisters& registers)
       : c_(c), job_(job), rows_(rows), kept_(kept), cut_(cut), registers_(registers),
         taps_{offsets, c.kernel_height * c.kernel_width, rows.blocks, rows.block_bytes},
@@ -118,7 +118,7 @@ class Band {
   }
 
   const Conv2dArgs& c_;
-  const Job& job_;
+  const RowsJob& job_;
   const KeptRows<T>& rows_;
   const unsigned char* kept_;
   const TileCut& cut_;
@@ -137,7 +137,7 @@ void run(const Conv2dArgs& c, int64_t begin, int64_t end) {
   for (int64_t tap = 0; tap < c.kernel_height * c.kernel_width; ++tap)
     offsets.data()[tap] = tap / c.kernel_width * any.row_bytes + any.column(c, tap % c.kernel_width);
   TileRegisters registers(registers_for(cut.size));
-  for_each_job<T>(c, begin, end, kTileBytes, [&](const Job& job, const KeptRows<T>& rows, const unsigned char* kept) {
+  for_each_job<T>(c, begin, end, kTileBytes, [&](const RowsJob& job, const KeptRows<T>& rows, const unsigned char* kept) {
     Band<T>(c, job, rows, kept, cut, offsets.data(), registers).run();
   });
 }

@@ -10,9 +10,9 @@ inline unsigned char* aligned(unsigned char* p) {
 }
 
 // Parts [part, part_end) of image n, output channels [channel, channel_end).
-struct Job {
+struct RowsJob {
   int64_t n, band, part, part_end, channel, channel_end;
-  Job(const Conv2dArgs& c, int64_t index) {
+  RowsJob(const Conv2dArgs& c, int64_t index) {
     const int64_t rest = index % (c.bands * c.block_parts);
     n = index / (c.bands * c.block_parts), band = rest / c.block_parts;
     part = band * c.band_parts, part_end = least(part + c.band_parts, c.parts);
@@ -32,11 +32,11 @@ void keep_rows(const Conv2dArgs& c, const KeptRows<T>& rows, int64_t n, unsigned
 template <class T, class F>
 void for_each_job(const Conv2dArgs& c, int64_t begin, int64_t end, int64_t behind, F&& f) {
   const KeptRows<T> most(c, 0, least(c.band_parts * c.part_rows, c.out_height));
-  const Scratch<unsigned char> memory(most.bytes + behind + kBlockBytes);
+  const Scratch<unsigned char> memory(most.bytes() + behind + kBlockBytes);
   unsigned char* kept = aligned(memory.data());
   int64_t kept_image = -1, kept_band = -1;
   for (int64_t index = begin; index < end; ++index) {
-    const Job job(c, index);
+    const RowsJob job(c, index);
     const KeptRows<T> rows(c, job.part * c.part_rows, least(job.part_end * c.part_rows, c.out_height));
     if (job.n != kept_image || job.band != kept_band) keep_rows<T>(c, rows, job.n, kept);
     kept_image = job.n, kept_band = job.band;

@@ -22,7 +22,7 @@ template <class T>
 struct KeptRows {
   int64_t first_row, rows, columns;  // of the padded input; columns side by side of each remainder by the stride
   int64_t blocks, block_bytes, row_bytes;
-  int64_t part_bytes, bytes;  // from the first of two parts to the second, and of all
+  int64_t part_bytes;  // from the first of two parts to the second
   KeptRows(const Conv2dArgs& c, int64_t out_begin, int64_t out_end) {
     const int64_t even = c.winograd;  // whole tiles of two rows and columns
     first_row = out_begin * c.stride, rows = (out_end - 1 - out_begin) * c.stride + c.kernel_height;
@@ -37,8 +37,9 @@ struct KeptRows {
     } else {
       block_bytes = columns * c.stride * kBlockBytes, row_bytes = blocks * block_bytes;
     }
-    part_bytes = blocks * (c.tiles ? block_bytes : rows * block_bytes), bytes = kKeptParts<T> * part_bytes;
+    part_bytes = blocks * (c.tiles ? block_bytes : rows * block_bytes);
   }
+  int64_t bytes() const { return kKeptParts<T> * part_bytes; }
   int64_t column(const Conv2dArgs& c, int64_t padded) const {
     return (padded % c.stride * columns + padded / c.stride) * kBlockBytes;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,9 @@ def examine() -> tuple[list[str], bool]:
         lines.append(f"CPU           {' '.join(name for name, there in features.items() if there)}")
         cap = f"FASTDIFF_CPU={'|'.join(CPU_LEVELS)} caps it"
         lines.append(f"in use        {ops.native.cpu_level} kernels of {' '.join(info['cpu'])} ({cap})")
+        wants_amx = (os.environ.get("FASTDIFF_CPU") or "amx") == "amx" and "amx" in info["cpu"]
+        if wants_amx and features.get("amx_bf16") and ops.native.cpu_level != "amx":
+            lines.append("              AMX is there, but the system did not lend its registers to this process")
     if ops.native.disabled:
         lines.append(f"disabled      {', '.join(ops.native.disabled)} (FASTDIFF_DISABLE)")
     devices = ["cpu"]

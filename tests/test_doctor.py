@@ -46,6 +46,27 @@ def test_a_missing_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("no kernel library is loaded" in line for line in lines)
 
 
+def test_amx_that_was_refused_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ops.native.path is None:
+        pytest.skip("no kernels")
+    from fastdiff import _C
+
+    refused = "AMX is there, but the system did not lend its registers to this process"
+    monkeypatch.setattr(_C, "build_info", lambda: {"compiler": "", "cpu": ["amx"], "cuda": "", "cuda_architectures": []})
+    monkeypatch.setattr(_C, "cpu_features", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(doctor, "_check", lambda *_: (0.0, ""))
+    for cap, level, named in (
+        ("", "avx512_bf16", True),
+        ("amx", "avx512_bf16", True),
+        ("avx512", "avx512", False),
+        ("", "amx", False),
+    ):
+        monkeypatch.setenv("FASTDIFF_CPU", cap)
+        monkeypatch.setattr(ops, "native", dataclasses.replace(ops.native, cpu_level=level))
+        lines, _ = doctor.examine()
+        assert any(refused in line for line in lines) is named
+
+
 @pytest.mark.parametrize(
     ("capability", "architectures", "expected"),
     [

@@ -218,7 +218,7 @@ def conv2d_fused(
 
     x: [N, C1, H, W]; x2: [N, C2, H, W], whose channels follow x's without being copied; fp32, bf16, fp16 or double.
     weight: [Cout, C1 + C2, kh, kw] in x's dtype. packed: `pack_conv_weight(weight)`, which a caller may keep; else it is made
-        in each call that needs it.
+        in each call that needs it. fp32 is multiplied as `fastdiff.set_float32_precision` said when it was made.
     bias: [Cout], or [N, Cout] for one of each image (a time embedding); float32 or x's dtype.
     a, b: [N, C1 + C2] in float32 (double for double), both or none: from `norm_affine`.
     act_in, act_out: none, silu, relu, leaky_relu or gelu. residual: like the result, in x's dtype.

@@ -7,6 +7,8 @@ import sys
 from itertools import groupby, product
 from pathlib import Path
 
+from peer_report import sections
+
 HERE = Path(__file__).parent
 PREFACE = """# Results
 
@@ -42,6 +44,7 @@ def write_results() -> Path:
     text += _main_job()
     text += _unet_forward()
     text += _samplers()
+    text += sections(HERE / "results")
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())

@@ -1,4 +1,4 @@
-"""The report of made-up rows: a U-Net's forward, each side's best and what the one is of the other; samplers by steps."""
+"""The reports of made-up rows: a U-Net's forward and its peers, the best of each side; samplers by steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import report
+from peer_report import section
+from peers import BREAKDOWN
+from peers import COLUMNS as PEER_COLUMNS
 from unet_forward import COLUMNS
 
 
@@ -54,3 +57,47 @@ def test_samplers_stand_with_the_spread_of_their_seeds(tmp_path: Path, monkeypat
     assert "| sampler | timesteps | 5 | 100 |" in lines
     assert "| ddim | trailing | 2.000 | 0.500 |" in lines
     assert "| ddpm | karras | 0.210 (0.100 to 0.300) |  |" in lines
+
+
+def peer(case: str, name: str, ms: str, **figures: str) -> dict[str, str]:
+    made = dict.fromkeys(PEER_COLUMNS, "") | {"device": "a made-up processor", "threads": "2", "amx": "no", "gflop": "40"}
+    return (
+        made | {"case": case, "peer": name, "median_ms": ms, "peak_bf16": "4", "peak_fp32": "2", "error": "1.2e-02"} | figures
+    )
+
+
+def test_peers_are_held_against_the_goals() -> None:
+    case, sampled, trained = (
+        "MNIST size, batch 16",
+        "50 DDIM steps of 16 MNIST-size images",
+        "training step, MNIST size, batch 16",
+    )
+    rows = [
+        peer(case, "OpenVINO bf16", "50"),
+        peer(case, "diffusers eager fp32 NCHW", "100"),
+        peer(case, "fastdiff bf16", "20"),
+        peer(case, "fastdiff highest", "40", error="9.0e-07"),
+        peer(sampled, "diffusers compile bf16 channels_last", "700"),
+        peer(sampled, "fastdiff bf16", "200"),
+        peer(trained, "fastdiff bf16", "100", memory_mb="900", added_mb="400"),
+    ]
+    parts = [
+        dict.fromkeys(BREAKDOWN, "") | {"case": "a case", "op": op, "calls": "2", "ms": ms, "share": share, "gflop_per_s": "7"}
+        for op, ms, share in (("convolution", "9.9", "0.983"), ("this", "0.05", "0.009"), ("that", "0.04", "0.008"))
+    ]
+    text = section(rows, parts)
+    for row in (
+        f"| {case}: times as fast as the best rival | 4 to 8 | 2.50 (OpenVINO bf16) |",
+        f"| {case}: error of fastdiff bf16, at most | 0.015 | 1.2e-02 |",
+        f"| {case}: error of fastdiff highest, at most | 1e-5 | 9.0e-07 |",
+        f"| {case}: error of fastdiff high, at most | 1e-4 | not measured |",
+        "| CIFAR size, batch 4: times as fast as the best rival | 4 to 8 | not measured |",
+        f"| {sampled}: times as fast as diffusers at its best | 3 | 3.50 (diffusers compile bf16 channels_last) |",
+        f"| {trained}: times as fast as torch at its best |  | not measured |",
+        "| fastdiff bf16 | 20 |  to  | 2.00 | 50% | 1.2e-02 | 1.00 |",
+        "| diffusers eager fp32 NCHW | 100 |  to  | 0.40 | 20% | 1.2e-02 | 5.00 |",
+        "| fastdiff bf16 | 100 |  to  | 0.40 | 10% | 1.2e-02 | 1.00 | 900 | 400 |",
+        "| convolution | 2 | 9.90 | 98% | 7 |",
+        "| 2 kinds below 1% each | | 0.09 | 2% | |",
+    ):
+        assert row in text, row

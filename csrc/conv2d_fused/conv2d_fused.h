@@ -34,11 +34,12 @@ struct Conv2dArgs {
   int64_t part_rows, parts;      // rows whose statistics are taken together
   int64_t band_parts, bands;     // a band's rows are those of whole parts
   int64_t block_parts, blocks_together;  // into how many parts the blocks of output channels are cut, and their size
+  int64_t groups, images_together;       // images of a group, one band each, meet each block of weights while it is in cache
   bool winograd;
   bool tiles;  // by tile registers, bf16 or (dtype f32) products of two bf16 for each float
 };
 
-// Jobs [begin, end) of images * bands * block_parts.
+// Jobs [begin, end) of groups * bands * block_parts.
 FASTDIFF_DECLARE_CPU_AMX(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t begin, int64_t end))
 
 // What outputs [begin, end) of image n read, through the prologue into memory laid out as KeptRows says.

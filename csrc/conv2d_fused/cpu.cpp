@@ -7,10 +7,10 @@ namespace fastdiff {
 namespace FASTDIFF_ISA {
 namespace {
 
-// One part of the rows of an image, element by element of the kernel.
+// One part of the rows of some images, element by element of the kernel.
 template <class T>
-void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, int64_t n, int64_t part,
-            int64_t channel_begin, int64_t channel_end) {
+void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, int64_t first_image, int64_t images,
+            int64_t part, int64_t channel_begin, int64_t channel_end) {
   using S = Compute<T>;
   const int64_t count = c.kernel_height * c.kernel_width;
   const Scratch<int64_t> offsets(count);
@@ -20,21 +20,22 @@ void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* m
   const int64_t tiles = (c.out_width + kMostPositions - 1) / kMostPositions;
   const int64_t end = least((part + 1) * c.part_rows, c.out_height);
   Vec<S> sums[kMostPositions][2];
-  for (int64_t channel = channel_begin; channel < channel_end; channel += Outputs<T>::kTogether) {
-    Outputs<T> outputs(c, n, channel, kept.blocks * count * kTapBytes<T>);
-    Statistics<S> statistics;
-    OutputTile& t = outputs.tile;
-    for (t.row = part * c.part_rows; t.row < end; ++t.row) {
-      const unsigned char* row = memory + (t.row * c.stride - kept.first_row) * kept.row_bytes;
-      for (int64_t i = 0; i < tiles; ++i) {
-        t.column = i * c.out_width / tiles;
-        const int64_t positions = (i + 1) * c.out_width / tiles - t.column;
-        multiply_of<T>(positions)(sums, row + t.column * kBlockBytes, taps, outputs.weights, outputs.second);
-        finish_row<T>(c, t, positions, sums, outputs.bias, statistics);
+  for (int64_t channel = channel_begin; channel < channel_end; channel += Outputs<T>::kTogether)
+    for (int64_t image = 0; image < images; ++image) {
+      Outputs<T> outputs(c, first_image + image, channel, kept.blocks * count * kTapBytes<T>);
+      Statistics<S> statistics;
+      OutputTile& t = outputs.tile;
+      for (t.row = part * c.part_rows; t.row < end; ++t.row) {
+        const unsigned char* row = memory + image * kept.bytes() + (t.row * c.stride - kept.first_row) * kept.row_bytes;
+        for (int64_t i = 0; i < tiles; ++i) {
+          t.column = i * c.out_width / tiles;
+          const int64_t positions = (i + 1) * c.out_width / tiles - t.column;
+          multiply_of<T>(positions)(sums, row + t.column * kBlockBytes, taps, outputs.weights, outputs.second);
+          finish_row<T>(c, t, positions, sums, outputs.bias, statistics);
+        }
       }
+      if (c.partials) write_partials(c, t, part, statistics);
     }
-    if (c.partials) write_partials(c, t, part, statistics);
-  }
 }
 
 // One part of the rows of an image by Winograd's tiles.
@@ -61,7 +62,7 @@ void run(const Conv2dArgs& c, int64_t begin, int64_t end) {
   for_each_job<T>(c, begin, end, 0, [&](const RowsJob& job, const KeptRows<T>& rows, const unsigned char* kept) {
     for (int64_t part = job.part; part < job.part_end; ++part)
       c.winograd ? by_tiles<T>(c, rows, kept, job.n, part, job.channel, job.channel_end, tiles)
-                 : direct<T>(c, rows, kept, job.n, part, job.channel, job.channel_end);
+                 : direct<T>(c, rows, kept, job.n, job.images, part, job.channel, job.channel_end);
   });
 }
 

@@ -30,8 +30,12 @@ inline void plan(Conv2dArgs& c, int64_t threads) {
   c.band_parts = up(c.parts, up(c.parts, c.band_parts));  // of one size
   while (c.band_parts > 1 && c.images * up(c.parts, c.band_parts) < threads) c.band_parts = up(c.band_parts, 2);
   c.bands = up(c.parts, c.band_parts);
+  c.images_together = 1;
+  if (c.bands == 1 && !c.winograd && !c.tiles)
+    c.images_together = std::clamp<int64_t>(rows / c.out_height, 1, std::max<int64_t>(c.images / threads, 1));
+  c.groups = up(c.images, c.images_together);
   const int64_t blocks = up(c.out_channels, kOutputBlock);
-  c.block_parts = std::clamp<int64_t>(threads / (c.images * c.bands), 1, blocks);
+  c.block_parts = std::clamp<int64_t>(threads / (c.groups * c.bands), 1, blocks);
   c.blocks_together = up(blocks, c.block_parts);
   c.block_parts = up(blocks, c.blocks_together);
 }
@@ -39,7 +43,7 @@ inline void plan(Conv2dArgs& c, int64_t threads) {
 // Plans and runs; parts are cut already.
 inline void run_conv2d_fused(Conv2dArgs& c) {
   plan(c, num_threads());
-  const int64_t jobs = c.images * c.bands * c.block_parts;
+  const int64_t jobs = c.groups * c.bands * c.block_parts;
   const int64_t products = c.images * c.out_height * c.out_width * c.out_channels * (c.channels + c.channels2) * c.kernel_height *
                            c.kernel_width;
   const int64_t least_products = kJobProducts * (c.tiles ? kTilesFaster : 1);

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..ops._library import multiplies_tiles
 from ..ops._precision import splits_float32
-from ..ops.conv2d_fused import gains_by_winograd, is_split
+from ..ops.conv2d_fused import is_split
 from ..ops.pack_conv_weight import pack_conv_weight
 
 
@@ -99,13 +99,13 @@ def _forget(owner: int, gone: ref) -> None:
 def packed_weight(
     weight: torch.Tensor,
     dtype: torch.dtype,
-    stride: int | None,
+    winograd: bool | None,
     bias: torch.Tensor | None = None,
     norm: BatchNorm | None = None,
 ) -> Packed:
     """A convolution's weight for `conv2d_fused` in this dtype, the batch norm behind it included.
 
-    weight: [Cout, Cin / groups, kh, kw], or a linear layer's [Cout, Cin], a 1x1 convolution. stride: None: not to be packed.
+    weight: [Cout, Cin / groups, kh, kw], or a linear layer's [Cout, Cin], a 1x1 convolution. winograd: None: not packed.
     """
 
     def make() -> Packed:
@@ -116,11 +116,10 @@ def packed_weight(
             w = w.float() * factor[:, None, None, None]
             b = offset if b is None else torch.addcmul(offset, b.detach().float(), factor)
         w = w.to(dtype)
-        packed = None if stride is None else pack_conv_weight(w, gains_by_winograd(w, stride), is_split(w))
-        return Packed(w, packed, b)
+        return Packed(w, None if winograd is None else pack_conv_weight(w, winograd, is_split(w)), b)
 
     read = (weight,) if norm is None else (weight, bias, norm.mean, norm.var, norm.weight, norm.bias)
-    made = _made_once(weight, read, (dtype, stride, norm and norm.eps), make)
+    made = _made_once(weight, read, (dtype, winograd, norm and norm.eps), make)
     return made if norm is not None else made._replace(bias=bias)
 
 

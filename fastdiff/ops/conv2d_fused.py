@@ -35,6 +35,7 @@ from .pack_conv_weight import reference as pack
 
 Maybe = torch.Tensor | None
 _NoAutocast = torch._C._DisableAutocast  # for every device at once, and the reference is traced on meta, which has none
+FEW_PIXELS, LARGE_WEIGHT = 64, 1 << 20  # a weight of this many numbers does not stay in a core's cache
 PIXELS_OF_A_PART = 128  # of which statistics are taken together, at least, where there are as many
 
 
@@ -166,6 +167,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("wide row", images(1, 16, 3, 61), 33)
     yield make("several parts", images(1, 40, 28, 28), 32, residual=True)
     yield make("one pixel", images(3, 64, 1, 1), 32)
+    yield make("images together", images(5, 20, 4, 5), 40, residual=True, bias="image")
     yield make("uneven kernel", images(2, 10, 8, 9), 6, (2, 5), padding=[1, 3, 0, 1])
     yield make("stride 3, 4x4", images(1, 12, 11, 13), 10, 4, stride=3, padding=[2, 0, 1, 1])
     yield make("leaky", images(2, 16, 4, 4), 16, acts=("leaky_relu", "leaky_relu"), bias="image", statistics=False)
@@ -233,7 +235,7 @@ def conv2d_fused(
     if residual is not None and residual.shape != shape:
         raise ValueError(f"residual must have the result's shape {shape}, got {tuple(residual.shape)}")
     if packed is None:
-        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride), is_split(weight))
+        packed = pack_conv_weight(weight, gains_by_winograd(weight, stride, shape[2] * shape[3]), is_split(weight))
     y, partials = _op(x, x2, weight, packed, a, b, act_in, bias, residual, act_out, stride, padding, bool(upsample), statistics)
     return (y, partials) if statistics else y
 
@@ -255,13 +257,21 @@ def output_shape(
     return padding, (x.shape[0], weight.shape[0], (height - kh) // stride + 1, (width - kw) // stride + 1)
 
 
-def gains_by_winograd(weight: torch.Tensor, stride: int) -> bool:
+def gains_by_winograd(
+    weight: torch.Tensor, stride: int, pixels: int = FEW_PIXELS + 1, dtype: torch.dtype | None = None
+) -> bool:
     """Whether a convolution's weights are best packed for Winograd's tiles: 3x3, and channels enough to pay for transforms.
 
-    AMX multiplies too fast for transforms to pay.
+    pixels: of an output image. Few of them do not pay for large weights, of which tiles have 16 numbers for 9.
+    dtype: that is computed in, the weight's own unless given. AMX multiplies too fast for transforms to pay.
     """
-    by_amx = weight.device.type == "cpu" and multiplies_tiles() and (weight.dtype is torch.bfloat16 or is_split(weight))
-    return not by_amx and tuple(weight.shape[2:]) == (3, 3) and stride == 1 and min(weight.shape[:2]) >= 16
+    if weight.device.type == "cpu" and multiplies_tiles():
+        dtype = weight.dtype if dtype is None else dtype
+        if dtype is torch.bfloat16 or (dtype is torch.float32 and splits_float32()):
+            return False
+    if pixels <= FEW_PIXELS and weight.numel() >= LARGE_WEIGHT:
+        return False
+    return tuple(weight.shape[2:]) == (3, 3) and stride == 1 and min(weight.shape[:2]) >= 16
 
 
 def is_split(weight: torch.Tensor) -> bool:

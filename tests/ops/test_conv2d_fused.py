@@ -120,7 +120,7 @@ def test_every_instruction_set(level: str, dtype: torch.dtype) -> None:
 
 
 @compiled_only
-@pytest.mark.parametrize("shape", [(1, 64, 28, 28), (3, 40, 40, 9), (1, 96, 5, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 64, 28, 28), (3, 40, 40, 9), (1, 96, 5, 5), (7, 12, 6, 5)], ids=str)
 def test_bits_do_not_depend_on_threads(shape: tuple[int, ...]) -> None:
     """However the work is cut: into images, bands of rows, or parts of the outputs."""
     x, weight, residual = images(*shape), torch.randn(100, shape[1], 3, 3) / 20, images(shape[0], 100, *shape[2:])

@@ -18,6 +18,7 @@ from fastdiff.nn import fused
 from fastdiff.nn.packed import packed_weight
 from fastdiff.ops._library import EMULATED, multiplies_tiles
 from fastdiff.ops._oracle import errors_and_bounds
+from fastdiff.ops.conv2d_fused import gains_by_winograd
 
 OP = ops.REGISTRY["conv2d_fused"]
 
@@ -183,22 +184,19 @@ def test_the_precision_is_one_of_two() -> None:
 
 def test_packed_weights_follow_level_and_precision() -> None:
     """Tiles take no weights that were transformed for Winograd's, and high takes split ones."""
-    layer = torch.nn.Conv2d(16, 32, 3).eval()
-    weight = layer.weight.detach()
+    weight = torch.randn(32, 16, 3, 3)
+
+    def packed(dtype: torch.dtype) -> torch.Tensor:
+        return packed_weight(weight, dtype, gains_by_winograd(weight, 1, dtype=dtype)).packed
+
     for _ in range(2):
         with cpu_level("avx512_bf16"):
-            assert torch.equal(
-                packed_weight(layer.weight, torch.bfloat16, 1).packed, ops.pack_conv_weight(weight.bfloat16(), winograd=True)
-            )
+            assert torch.equal(packed(torch.bfloat16), ops.pack_conv_weight(weight.bfloat16(), winograd=True))
         with cpu_level(EMULATED):
-            assert torch.equal(packed_weight(layer.weight, torch.bfloat16, 1).packed, ops.pack_conv_weight(weight.bfloat16()))
-            assert torch.equal(
-                packed_weight(layer.weight, torch.float32, 1).packed, ops.pack_conv_weight(weight, winograd=True)
-            )
+            assert torch.equal(packed(torch.bfloat16), ops.pack_conv_weight(weight.bfloat16()))
+            assert torch.equal(packed(torch.float32), ops.pack_conv_weight(weight, winograd=True))
             with precision("high"):
-                assert torch.equal(
-                    packed_weight(layer.weight, torch.float32, 1).packed, ops.pack_conv_weight(weight, split=True)
-                )
+                assert torch.equal(packed(torch.float32), ops.pack_conv_weight(weight, split=True))
 
 
 def test_compiled_code_follows_the_precision(tiles: None) -> None:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from ... import ops
 from ..packed import joined
 from . import functions  # fills the table of what Maps put off
-from .feature_map import Map, tensors
+from .feature_map import Map
 from .plan import key_of, plans_of
+from .stand_in import tensors
 
 __all__ = ["Map", "Projections", "functions", "on_maps", "serves"]
 

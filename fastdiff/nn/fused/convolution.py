@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .feature_map import Map
 
 _CONVOLUTION = ops.REGISTRY["conv2d_fused"]
+FEW_CHANNELS = 4  # of an image, for which conv2d_fused fills its blocks with zeros
 Either = TypeVar("Either", "Convolution", "Map")
 
 
@@ -54,21 +55,26 @@ class Convolution:
         self.shape = torch.Size((n, self.weight.shape[0], *sizes))
 
     def run(self, statistics: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x = self.source
-        own = self.groups == 1 and self.dilation == (1, 1) and self.stride[0] == self.stride[1]
-        if not own:
+        x, stride = self.source, self.stride[0]
+        if not self._is_ours(statistics):
             return self._by_torch(x.tensor()), None
-        w = packed_weight(self.weight, x.dtype, self.stride[0], self.bias, self.norm)
+        winograd = gains_by_winograd(self.weight, stride, self.shape[2] * self.shape[3], x.dtype)
+        w = packed_weight(self.weight, x.dtype, winograd, self.bias, self.norm)
         first, second = x.parts if len(x.parts) == 2 else (*x.parts, None)
         a, b = x.affine or (None, None)
         bias = w.bias
         if self.image_bias is not None:
             bias = self.image_bias if bias is None else bias + self.image_bias
-        y, partials = _CONVOLUTION(
-            first, second, w.weight, w.packed, a, b, x.act, bias, self.residual, self.act, self.stride[0], list(self.padding),
-            x.doubled, statistics,
-        )  # fmt: skip
+        inputs = (first, second, w.weight, w.packed, a, b, x.act)
+        place = (stride, list(self.padding), x.doubled)
+        y, partials = _CONVOLUTION(*inputs, bias, self.residual, self.act, *place, statistics)
         return y, partials if statistics else None
+
+    def _is_ours(self, statistics: bool) -> bool:
+        """What `conv2d_fused` does at all, and faster than torch."""
+        if self.groups != 1 or self.dilation != (1, 1) or self.stride[0] != self.stride[1]:
+            return False
+        return statistics or not self.source.plain or self.source.shape[1] > FEW_CHANNELS
 
     def _by_torch(self, x: torch.Tensor) -> torch.Tensor:
         w = packed_weight(self.weight, x.dtype, None, self.bias, self.norm)
@@ -78,4 +84,5 @@ class Convolution:
             y = y + per_channel(self.image_bias.to(y.dtype), y)
         if self.residual is not None:
             y = y + self.residual
-        return activate(y, self.act)
+        y = y.contiguous(memory_format=torch.channels_last)
+        return y.relu_() if self.act == "relu" else activate(y, self.act)

@@ -6,9 +6,9 @@ other the Map becomes the tensor that it stands for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,20 +17,22 @@ from torch.nn import functional as F
 from ... import ops
 from ...ops._activation import activate
 from ...ops._layout import per_channel
+from ..packed import packed_weight
 from .convolution import Convolution, changed
+from .stand_in import StandIn, value
 
 _NORM = ops.REGISTRY["norm_affine"]
-# A torch function's stand-in for Maps, filled by functions.py; it may answer NotImplemented.
-FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 @dataclass(eq=False)
-class Map:
+class Map(StandIn):
     """act(a x + b), twice as high and wide where `doubled`, x being one tensor or two next to each other over channels.
 
     parts: x, [N, C, H, W], channels_last; empty until `put_off` has run. partials: statistics of each part, before a and b.
     affine: (a, b), float32 [N, C] each. counts: whether convolutions leave statistics, for group norms that follow.
     """
+
+    FUNCTIONS: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}  # filled by functions.py
 
     parts: tuple[torch.Tensor, ...]
     partials: tuple[torch.Tensor, ...] = ()
@@ -95,11 +97,6 @@ class Map:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.tensor(), name)
 
     # What is put off.
 
@@ -171,8 +168,8 @@ class Map:
             return self._shifted(other[:, :, 0, 0])
         first, second = (self, other) if _free(other) else (other, self)
         if _free(second) and first.shape == second.shape:
-            return changed(second, put_off=changed(second.put_off, residual=_value(first)))
-        return Map.of(_value(first) + _value(second), self.counts)
+            return changed(second, put_off=changed(second.put_off, residual=value(first)))
+        return Map.of(value(first) + value(second), self.counts)
 
     def _shifted(self, offset: torch.Tensor) -> Map:
         if _free(self):
@@ -182,63 +179,36 @@ class Map:
         return self.scaled(torch.ones_like(offset), offset)
 
     def __add__(self, other: Any) -> Map:
-        return self.added(other) if isinstance(other, Map | torch.Tensor) else by_torch(torch.add, self, other)
+        return self.added(other) if isinstance(other, Map | torch.Tensor) else super().__add__(other)
 
     __radd__ = __add__
 
     def __iadd__(self, other: Any) -> Map:
         return self.become(self + other)
 
-    def __sub__(self, other: Any) -> Any:
-        return by_torch(torch.sub, self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return by_torch(torch.rsub, self, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return by_torch(torch.mul, self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Any:
-        return by_torch(torch.div, self, other)
-
-    def __getitem__(self, index: Any) -> Any:
-        return by_torch(torch.Tensor.__getitem__, self, index)
-
-    @classmethod
-    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = FUNCTIONS.get(function, _not_implemented)(*args, **kwargs)
-        return by_torch(function, *args, **kwargs) if found is NotImplemented else found
+    def standing_for(self, y: torch.Tensor) -> Any:
+        if y.dim() == 4:
+            return Map.of(y.to(self.dtype), self.counts)
+        return Features(y) if y.dim() == 2 else y
 
 
-def by_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The function of the tensors that Maps among its arguments stand for; an image that it makes becomes a Map again."""
-    y = function(*tensors(args), **tensors(kwargs))
-    if isinstance(y, torch.Tensor) and y.dim() == 4 and y.is_floating_point():
-        first = next(v for v in _flat((*args, *kwargs.values())) if isinstance(v, Map))
-        return Map.of(y.to(first.dtype), first.counts)
-    return y
+class Features(StandIn):
+    """What was an image as rows [N, C]: weights of linear layers are kept in the dtype that is computed in."""
 
+    FUNCTIONS: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
-def _not_implemented(*_: Any, **__: Any) -> Any:
-    return NotImplemented
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
 
+    def tensor(self) -> torch.Tensor:
+        return self.x
 
-def _flat(args: Sequence[Any]) -> list[Any]:
-    return [v for arg in args for v in (arg if isinstance(arg, list | tuple) else (arg,))]
+    def standing_for(self, y: torch.Tensor) -> Any:
+        return Features(y) if y.dim() == 2 else y
 
-
-def tensors(v: Any) -> Any:
-    """The same, with tensors in place of Maps, in lists, tuples and dicts too."""
-    if type(v) in (list, tuple):
-        return type(v)(tensors(each) for each in v)
-    return {name: tensors(each) for name, each in v.items()} if type(v) is dict else _value(v)
-
-
-def _value(v: Any) -> Any:
-    return v.tensor() if isinstance(v, Map) else v
+    def projected(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Features:
+        kept = packed_weight(weight, self.x.dtype, None, bias)
+        return Features(F.linear(self.x, kept.weight[:, :, 0, 0], None if bias is None else bias.to(self.x.dtype)))
 
 
 def _free(v: Any) -> bool:

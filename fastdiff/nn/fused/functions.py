@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from ..packed import BatchNorm
-from .feature_map import FUNCTIONS, Map, _free, changed
+from .convolution import changed
+from .feature_map import Features, Map, _free
 
 
 def _on_maps(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def note(ours: Callable[..., Any]) -> Callable[..., Any]:
-        FUNCTIONS.update(dict.fromkeys(functions, ours))
+        Map.FUNCTIONS.update(dict.fromkeys(functions, ours))
         return ours
 
     return note
@@ -122,3 +123,12 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
         return NotImplemented
     first, second = tensors
     return first.joined(second) if first.shape[2:] == second.shape[2:] else NotImplemented
+
+
+def linear(x: Features, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    if weight.dtype is x.dtype or not torch.is_autocast_enabled("cpu"):
+        return NotImplemented
+    return x.projected(weight, bias)
+
+
+Features.FUNCTIONS[F.linear] = linear

@@ -7,6 +7,23 @@ namespace fastdiff {
 namespace FASTDIFF_ISA {
 namespace {
 
+// Asks for the weights of the next output channels, a share with each product of the present ones, so that weights that lie
+// beyond the core's cache come while it multiplies.
+class Ahead {
+ public:
+  Ahead(const unsigned char* weights, int64_t bytes, int64_t products)
+      : next_(weights), end_(weights + bytes), share_(bytes / products + kLine) {}
+  void step() {
+    for (const unsigned char* until = next_ + least(share_, end_ - next_); next_ < until; next_ += kLine)
+      __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const unsigned char *next_, *end_;
+  int64_t share_;
+};
+
 // One part of the rows of some images, element by element of the kernel.
 template <class T>
 void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* memory, int64_t first_image, int64_t images,
@@ -19,10 +36,12 @@ void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* m
   const Taps taps{offsets.data(), count, kept.blocks, kept.block_bytes};
   const int64_t tiles = (c.out_width + kMostPositions - 1) / kMostPositions;
   const int64_t end = least((part + 1) * c.part_rows, c.out_height);
+  const int64_t bytes = kept.blocks * count * kTapBytes<T>;
   Vec<S> sums[kMostPositions][2];
   for (int64_t channel = channel_begin; channel < channel_end; channel += Outputs<T>::kTogether)
     for (int64_t image = 0; image < images; ++image) {
-      Outputs<T> outputs(c, first_image + image, channel, kept.blocks * count * kTapBytes<T>);
+      Outputs<T> outputs(c, first_image + image, channel, bytes);
+      Ahead ahead(outputs.weights + bytes, channel + kOutputBlock < channel_end ? bytes : 0, (end - part * c.part_rows) * tiles);
       Statistics<S> statistics;
       OutputTile& t = outputs.tile;
       for (t.row = part * c.part_rows; t.row < end; ++t.row) {
@@ -30,6 +49,7 @@ void direct(const Conv2dArgs& c, const KeptRows<T>& kept, const unsigned char* m
         for (int64_t i = 0; i < tiles; ++i) {
           t.column = i * c.out_width / tiles;
           const int64_t positions = (i + 1) * c.out_width / tiles - t.column;
+          ahead.step();
           multiply_of<T>(positions)(sums, row + t.column * kBlockBytes, taps, outputs.weights, outputs.second);
           finish_row<T>(c, t, positions, sums, outputs.bias, statistics);
         }

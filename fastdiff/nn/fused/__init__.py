@@ -43,14 +43,14 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
             return plan(*inputs)
         if not serves(self, x):
             return forward(self, x, *args, **kwargs)
-        return plans.run(key, _modules(self), lambda: _on_maps(forward, self, x, *args, **kwargs), inputs)
+        return plans.run(key, modules_of(self), lambda: _on_maps(forward, self, x, *args, **kwargs), inputs)
 
     return run
 
 
 def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     dtype = computed_in(x)
-    counts = any(isinstance(module, nn.GroupNorm) for module in _modules(network))
+    counts = any(isinstance(module, nn.GroupNorm) for module in modules_of(network))
 
     def start(v: Any) -> Any:
         return Map.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
@@ -64,16 +64,16 @@ def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *
 
 def serves(network: nn.Module, x: Any) -> bool:
     """Whether this call may run on Maps: in eval mode on a CPU with kernels, without gradients, traces and hooks."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or network.training:
+    if torch.is_grad_enabled() or network.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.device.type != "cpu" or not x.numel():
         return False
     if computed_in(x) not in _DTYPES or not _CONVOLUTION.compiled("CPU"):
         return False
-    return all(_as_built(module, network) for module in _modules(network))
+    return all(_as_built(module, network) for module in modules_of(network))
 
 
-def _modules(network: nn.Module) -> list[nn.Module]:
+def modules_of(network: nn.Module) -> list[nn.Module]:
     """As `network.modules()`, in a tenth of its time, which is some of a small network's; one that is shared may come twice."""
     found = [network]
     for module in found:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ... import ops
 from ...ops._activation import activate
 from ...ops._layout import per_channel
+from ...ops.conv2d_fused import gains_by_winograd
 from ..packed import BatchNorm, packed_weight
 
 if TYPE_CHECKING:

@@ -22,7 +22,9 @@ def _on_maps(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], C
 
 
 def _pair(v: Any) -> tuple[int, int]:
-    first, second = v if isinstance(v, Sequence) and len(v) == 2 else (v, v) if isinstance(v, int) else (*v, *v)
+    if isinstance(v, int):
+        return v, v
+    first, second = v if len(v) == 2 else (*v, *v)
     return first, second
 
 

@@ -164,4 +164,6 @@ def _signature(v: torch.Tensor) -> tuple[Any, ...]:
 
 def _watched() -> bool:
     """Whether someone follows each operator: a tracer, torch.func, forward-mode derivatives."""
+    if torch.jit.is_tracing():
+        return True
     return _len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None or forward_ad._current_level >= 0

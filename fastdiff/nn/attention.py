@@ -49,7 +49,7 @@ def _projected(x: torch.Tensor | Map, layer: nn.Linear) -> torch.Tensor:
 def _added(x: torch.Tensor | Map, h: torch.Tensor, layer: nn.Linear) -> torch.Tensor | Map:
     """x + layer(h), for h [N, HW, C]."""
     if isinstance(x, Map):
-        return x + Map.of(h.transpose(1, 2).unflatten(2, x.shape[2:]), x.counts).pointwise(layer)
+        return x + x.of(h.transpose(1, 2).unflatten(2, x.shape[2:]), x.counts).pointwise(layer)
     return x + layer(h).transpose(1, 2).reshape(x.shape)
 
 

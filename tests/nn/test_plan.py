@@ -28,11 +28,12 @@ def needs_kernels() -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each Map that a call makes of a tensor: none where a plan ran."""
-    made: list[int] = []
-    own = Map.of
-    monkeypatch.setattr(Map, "of", lambda *a: made.append(1) or own(*a))
-    return made
+    """One entry for each convolution or tensor that a call asks of a Map: none where a plan ran."""
+    asked: list[int] = []
+    for name in ("convolved", "tensor"):
+        own = getattr(Map, name)
+        monkeypatch.setattr(Map, name, lambda *a, own=own, **k: asked.append(1) or own(*a, **k))
+    return asked
 
 
 def small(awake: Callable[[nn.Module], nn.Module]) -> UNet:

@@ -1,5 +1,6 @@
-"""Inference as a chain of `ops.conv2d_fused`: norms, activations, biases, shortcuts, concatenation and up-sampling are not
-passes over memory of their own, but prologue and epilogue of the convolutions around them.
+"""Networks as chains of `ops.conv2d_fused`, or of `ops.norm_conv2d` where there are gradients: norms, activations, biases,
+shortcuts, concatenation and up-sampling are not passes over memory of their own, but prologue and epilogue of the convolutions
+around them.
 
 A block whose forward has the decorator `on_maps` runs so wherever `serves` says that it may: the forward is the one that is
 written there, on `Map`s in place of images. A Map puts off what it is asked for until the convolution that can take it along.
@@ -21,10 +22,11 @@ from . import functions  # fills the table of what Maps put off
 from .feature_map import Map
 from .plan import key_of, plans_of
 from .stand_in import tensors
+from .trained import TrainedMap
 
-__all__ = ["Map", "Projections", "functions", "on_maps", "serves"]
+__all__ = ["Map", "Projections", "functions", "on_maps", "serves", "trains"]
 
-_CONVOLUTION = ops.REGISTRY["conv2d_fused"]
+_CONVOLUTION, _TRAINED = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_conv2d"]
 _DTYPES = (torch.float32, torch.bfloat16)
 _KNOWN = ("torch.nn.modules.", "fastdiff.")  # where layers come from whose forward takes Maps, or whatever acts like a tensor
 
@@ -34,8 +36,11 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def run(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not isinstance(x, torch.Tensor):
+        if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor):
             return forward(self, x, *args, **kwargs)
+        if torch.is_grad_enabled():
+            of = _on_maps if trains(self, x) else _by_layers
+            return of(forward, self, x, *args, **kwargs)
         given = (x, *args, *kwargs.values())
         key, plans = (forward, *key_of(given), *kwargs), plans_of(self)
         inputs = [v for v in given if isinstance(v, torch.Tensor)]
@@ -49,11 +54,11 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    dtype = computed_in(x)
+    dtype, kind = computed_in(x), TrainedMap if torch.is_grad_enabled() else Map
     counts = any(isinstance(module, nn.GroupNorm) for module in modules_of(network))
 
     def start(v: Any) -> Any:
-        return Map.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
+        return kind.of(v.to(dtype), counts) if isinstance(v, torch.Tensor) and v.dim() == 4 else v
 
     y = forward(network, start(x), *map(start, args), **{name: start(v) for name, v in kwargs.items()})
     if not isinstance(y, Map):
@@ -62,15 +67,36 @@ def _on_maps(forward: Callable[..., Any], network: nn.Module, x: torch.Tensor, *
     return y.tensor().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def _by_layers(forward: Callable[..., Any], network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return forward(network, *args, **kwargs)
+
+
 def serves(network: nn.Module, x: Any) -> bool:
     """Whether this call may run on Maps: in eval mode on a CPU with kernels, without gradients, traces and hooks."""
-    if torch.is_grad_enabled() or network.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.device.type != "cpu" or not x.numel():
-        return False
-    if computed_in(x) not in _DTYPES or not _CONVOLUTION.compiled("CPU"):
+    if torch.is_grad_enabled() or network.training or not _takes(x) or not _CONVOLUTION.compiled("CPU"):
         return False
     return all(_as_built(module, network) for module in modules_of(network))
+
+
+def trains(network: nn.Module, x: Any) -> bool:
+    """Whether this call may run on Maps with gradients: networks with group norms, on a CPU with kernels, without dropout,
+    traces and hooks. Without group norms most of a network's layers would be torch's own all the same."""
+    if not torch.is_grad_enabled() or not _takes(x) or not _TRAINED.compiled("CPU"):
+        return False
+    modules = modules_of(network)
+    if not any(isinstance(module, nn.GroupNorm) for module in modules):
+        return False
+    return all(_as_built(m, network) and not (m._backward_hooks or m._backward_pre_hooks or _drops(m)) for m in modules)
+
+
+def _takes(x: Any) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, torch.Tensor):
+        return False
+    return x.dim() == 4 and x.device.type == "cpu" and x.numel() > 0 and computed_in(x) in _DTYPES
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout | nn.Dropout2d) and module.training and module.p > 0
 
 
 def modules_of(network: nn.Module) -> list[nn.Module]:
@@ -94,9 +120,14 @@ def computed_in(x: torch.Tensor) -> torch.dtype:
 
 
 class Projections:
-    """An embedding [N, E] on its way to all of a network's linear layers that project silu(embedding): one product for all."""
+    """An embedding [N, E] on its way to all of a network's linear layers that project silu(embedding): without
+    gradients one product for all."""
 
     def __init__(self, network: nn.Module, layers: Sequence[nn.Linear], emb: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            emb = F.silu(emb)
+            self._found = {id(layer): layer(emb).float() for layer in layers}
+            return
         weight, bias = joined(network, layers, computed_in(emb))
         widths = [layer.out_features for layer in layers]
         parts = F.linear(F.silu(emb), weight, bias).float().split(widths, 1)

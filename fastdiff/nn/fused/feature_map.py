@@ -142,7 +142,7 @@ class Map(StandIn):
         if x.affine is not None:
             widths = [part.shape[1] for part in x.parts]
             a, b = (v.split(widths, 1) for v in x.affine)
-            partials = [_moved(*of) for of in zip(partials, a, b, strict=True)]
+            partials = [moved(*of) for of in zip(partials, a, b, strict=True)]
         first, second = partials if len(partials) == 2 else (*partials, None)
         return x.scaled(*_NORM(first, second, groups, weight, bias, eps, scale, shift))
 
@@ -150,7 +150,7 @@ class Map(StandIn):
         """Next to each other over channels."""
         both = [v if v.done().plain and len(v.parts) == 1 else v.repeated() for v in (self, other)]
         partials = tuple(p for v in both for p in v.partials)
-        return Map(tuple(v.parts[0] for v in both), partials if len(partials) == 2 else (), counts=self.counts)
+        return type(self)(tuple(v.parts[0] for v in both), partials if len(partials) == 2 else (), counts=self.counts)
 
     def repeated(self) -> Map:
         """Itself as one tensor; statistics of a doubled map are those of four times each pixel."""
@@ -169,7 +169,7 @@ class Map(StandIn):
         first, second = (self, other) if _free(other) else (other, self)
         if _free(second) and first.shape == second.shape:
             return changed(second, put_off=changed(second.put_off, residual=value(first)))
-        return Map.of(value(first) + value(second), self.counts)
+        return self.of(value(first) + value(second), self.counts)
 
     def _shifted(self, offset: torch.Tensor) -> Map:
         if _free(self):
@@ -216,7 +216,7 @@ def _free(v: Any) -> bool:
     return isinstance(v, Map) and v.put_off is not None and v.put_off.residual is None and v.put_off.act == "none"
 
 
-def _moved(partials: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def moved(partials: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Statistics of a x + b."""
     count, mean, m2 = partials.unbind(-1)
     a, b = a[:, :, None], b[:, :, None]

@@ -57,7 +57,7 @@ def batch_norm(
     momentum: Any = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if training or mean is None or var is None or x.shape[1] != mean.shape[0]:
+    if training or torch.is_grad_enabled() or mean is None or var is None or x.shape[1] != mean.shape[0]:
         return NotImplemented
     norm = BatchNorm(mean, var, weight, bias, eps)
     if _free(x) and x.put_off.norm is None and x.put_off.image_bias is None:

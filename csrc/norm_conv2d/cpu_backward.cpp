@@ -16,6 +16,8 @@ constexpr int kRows = 8;  // output channels whose sums are in registers, by two
 constexpr int kRows = 4;
 #endif
 
+constexpr int64_t kPositions = 128;  // whose two lines of inputs take a third of the first cache
+
 // Positions as a matrix, how far its rows and columns are apart in both operands.
 struct Walk {
   int64_t rows, columns, x_row, dy_row;
@@ -123,7 +125,20 @@ class Job {
 
  private:
   // sums of one element += the products of all its lines. A vector of inputs is at `x + (its line) * x_line`.
-  void multiply(int64_t element, const unsigned char* x, int64_t x_line, const unsigned char* dy, int64_t dy_line, const Walk& walk) {
+  // A few positions at a time, whose inputs stay in the first cache while they meet all outputs.
+  void multiply(int64_t element, const unsigned char* x, int64_t x_line, const unsigned char* dy, int64_t dy_line, Walk walk) {
+    const int64_t rows = walk.rows, columns = walk.columns;
+    const int64_t together = columns < kPositions ? kPositions / columns : 1;
+    for (int64_t row = 0; row < rows; row += together)
+      for (int64_t column = 0; column < columns; column += kPositions) {
+        walk.rows = least(together, rows - row), walk.columns = least(kPositions, columns - column);
+        multiply_few(element, x + row * walk.x_row + column * kBlockBytes, x_line,
+                     dy + row * walk.dy_row + column * kBlockBytes, dy_line, walk);
+      }
+  }
+
+  void multiply_few(int64_t element, const unsigned char* x, int64_t x_line, const unsigned char* dy, int64_t dy_line,
+                    const Walk& walk) {
     const int64_t vectors = (c_.channels + c_.channels2 + kLanesOf<S> - 1) / kLanesOf<S>;
     const auto place = [&](int64_t vector) { return vector / kVectorsOfLine * x_line + vector % kVectorsOfLine * int64_t{sizeof(V)}; };
     for (int64_t v = 0; v < vectors; v += 2)

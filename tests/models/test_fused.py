@@ -1,4 +1,4 @@
-"""A U-Net's inference by fused convolutions is that of its layers."""
+"""A U-Net by fused convolutions is that of its layers: inference, and training with its gradients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastdiff import ops
 from fastdiff.models import UNet
 from fastdiff.nn import fused
 from fastdiff.nn.fused.convolution import Convolution
+from fastdiff.nn.fused.trained import TrainedConvolution
 
 T = torch.tensor([1, 500, 999])
 CASES: dict[str, dict[str, Any]] = {
@@ -86,13 +87,20 @@ def test_weights_that_changed_count(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("why", ["gradients", "training", "double", "hook", "forward", "parametrised"])
-def test_other_calls_go_by_the_layers(why: str) -> None:
-    net, x = made(), torch.randn(3, 1, 8, 8)
+WHYS = ["training", "double", "hook", "forward", "parametrised", "dropout", "backward hook"]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("why", WHYS)
+def test_other_calls_go_by_the_layers(why: str, gradients: bool) -> None:
+    dropout = 0.1 if why == "dropout" else 0.0
+    net, x = made(dropout=dropout), torch.randn(3, 1, 8, 8)
     conv = net.middle[0].residual.conv1
     match why:
-        case "training":
+        case "training" | "dropout":
             net.train()
+        case "backward hook":
+            conv.register_full_backward_hook(lambda *_: None)
         case "double":
             x = x.double()
         case "hook":
@@ -101,10 +109,57 @@ def test_other_calls_go_by_the_layers(why: str) -> None:
             conv.forward = lambda v: v
         case "parametrised":
             nn.utils.parametrizations.weight_norm(conv)
-    with torch.set_grad_enabled(why == "gradients"):
-        assert not fused.serves(net, x)
-    with torch.no_grad():
-        assert fused.serves(made(), torch.randn(3, 1, 8, 8))
+    answers = fused.trains if gradients else fused.serves
+    with torch.set_grad_enabled(gradients):
+        assert answers(net, x) == (why == ("training" if gradients else "backward hook"))
+        assert answers(made(), torch.randn(3, 1, 8, 8))
+    with torch.set_grad_enabled(not gradients):
+        assert not answers(made(), torch.randn(3, 1, 8, 8))
+
+
+def trained(net: UNet, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, served: bool = True) -> dict[str, torch.Tensor]:
+    """The gradients of all parameters of a loss that sees every pixel."""
+    net.zero_grad(set_to_none=True)
+    calls = []
+    with monkeypatch.context() as patch:
+        if not served:
+            patch.setattr(fused, "trains", lambda *_: False)
+        own = TrainedConvolution.run
+        patch.setattr(TrainedConvolution, "run", lambda *a: calls.append(1) or own(*a))
+        y = net(x, T).double()
+    assert (len(calls) > 10) == served
+    seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (y * seed).sum().backward()
+    return {name: p.grad.double() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_the_layers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = made(**CASES[case]).train()
+    x = torch.randn(3, net.in_channels, 9, 7)
+    got, want = (trained(net, x, monkeypatch, served) for served in (True, False))
+    largest = max(float(gradient.abs().max()) for gradient in want.values())  # some are zero: a bias before a norm
+    for name, gradient in want.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+def test_gradients_in_bf16_are_about_as_near_to_the_truth_as_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = made(model_channels=32).train(), torch.randn(3, 1, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, plain = (trained(net, x, monkeypatch, served) for served in (True, False))
+    truth = trained(net.double(), x.double(), monkeypatch, served=False)
+    error, layers = (sum(float((v[n] - truth[n]).square().sum()) for n in truth) ** 0.5 for v in (got, plain))
+    assert error <= 1.5 * layers, (error, layers)
+
+
+def test_the_images_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As guidance by a classifier, or an attack, asks for it."""
+    net, gradients = made(), []
+    for served in (True, False):
+        x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        trained(net, x, monkeypatch, served)
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
 def test_a_nan_stays_in_its_image() -> None:

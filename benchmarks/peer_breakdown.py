@@ -22,7 +22,7 @@ def breakdown(peer: Peer, case: Case) -> list[dict[str, Any]]:
     call = forward(peer, case)
     for _ in range(3):
         call()
-    with _timed() as kinds:
+    with timed_ops() as kinds:
         begin = time.perf_counter()
         for _ in range(CALLS):
             call()
@@ -48,7 +48,7 @@ def _row(kind: str, seconds: float, calls: int, flop: float, whole: float) -> di
 
 
 @contextmanager
-def _timed() -> Iterator[dict[str, tuple[list[float], float]]]:
+def timed_ops() -> Iterator[dict[str, tuple[list[float], float]]]:
     """Of each kind of call, the seconds of each and the floating-point operations of all."""
     kinds: dict[str, tuple[list[float], float]] = defaultdict(lambda: ([], 0.0))
     own = Op.__call__

@@ -175,20 +175,23 @@ def forward(peer: Peer, case: Case) -> Callable[[], torch.Tensor]:
 
 
 def sampling(peer: Peer, case: Case) -> Callable[[], torch.Tensor]:
-    """DDIM from the same noise, and back: ours by `sample`, theirs by the loop that diffusers' documentation gives."""
+    """DDIM from the same noise: ours by `sample`, theirs by the loop that diffusers' documentation gives.
+
+    Unclipped: after clipping x0 diffusers goes on with the network's noise, ours with the noise that fits the clipped x0.
+    """
     net, start = network(peer, case), case.images()
     if peer.ours:
         scheduler, shape = NoiseScheduler(TIMESTEPS), tuple(start.shape)
 
         def ours() -> torch.Tensor:
             with autocast(peer):
-                return sample(net, scheduler, shape, sampler="ddim", steps=case.steps, x_start=start)
+                return sample(net, scheduler, shape, sampler="ddim", steps=case.steps, x_start=start, clip=None)
 
         return ours
 
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(TIMESTEPS, beta_start=1e-4, beta_end=0.02, set_alpha_to_one=True)
+    scheduler = DDIMScheduler(TIMESTEPS, beta_start=1e-4, beta_end=0.02, clip_sample=False)
     scheduler.set_timesteps(case.steps)
 
     def loop() -> torch.Tensor:

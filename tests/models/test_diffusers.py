@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from record_diffusers import CASES, LABELS, OLD_NAMES, RECORD, T, images, rename
 from safetensors.torch import load_file, save_file
 
 from fastdiff.models import UNet
+from fastdiff.models.diffusers_config import DEFAULTS
 from fastdiff.nn import fused
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -221,3 +223,9 @@ def test_diffusers_reads_what_we_write(name: str, awake, tmp_path: Path, caplog:
     theirs.save_pretrained(tmp_path / "again")
     again = UNet.from_diffusers(tmp_path / "again", null_class=net.label_embedding is not None)
     assert torch.equal(output(again), output(net))
+
+
+def test_defaults_are_those_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    theirs = {name: p.default for name, p in signature(diffusers.UNet2DModel.__init__).parameters.items() if name != "self"}
+    assert {name: list(v) if isinstance(v, tuple) else v for name, v in theirs.items()} == DEFAULTS

@@ -135,6 +135,9 @@ def test_options_of_samplers(run, tmp_path):
         sample("--num-samples", "2", "--out", "x", *words.split())
         found[words] = float(np.square(arrays(tmp_path / "x")["x"], dtype=np.float64).sum())
     assert len(set(found.values())) == len(found), found
+    for words, spacing in (("--sampler heun", "karras"), ("--sampler ddpm", "trailing")):
+        sample("--num-samples", "2", "--out", "x", *words.split(), "--spacing", spacing)
+        assert found[words] == float(np.square(arrays(tmp_path / "x")["x"], dtype=np.float64).sum()), "by default"
 
 
 def test_fewer_samples_are_the_first_of_more(run, tmp_path):

@@ -68,6 +68,7 @@ class GraphWalk:
     def rewind(self) -> None:
         self.x.copy_(self.start)
         self.x0.zero_()
+        self.before.zero_()
         self.number.zero_()
 
     def __call__(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,5 +100,7 @@ def _sigmas(scheduler: NoiseScheduler) -> torch.Tensor:
 
 
 def _check_steps(steps: int, timesteps: int) -> None:
+    if not isinstance(steps, int):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps must be in 1..{timesteps}, the number of timesteps, got {steps}")

@@ -33,6 +33,9 @@ def test_spacings_are_the_published_ones():
     for steps, message in [(0, r"steps must be in 1\.\.10"), (11, "got 11")]:
         with pytest.raises(ValueError, match=message):
             spaced_timesteps(10, steps)
+    for spacing in SPACINGS:
+        with pytest.raises(TypeError, match=r"steps must be an integer, got 2\.5"):
+            choose_timesteps(NoiseScheduler(10), 2.5, spacing)
     with pytest.raises(ValueError, match="leading, linspace, trailing, karras, got 'even'"):
         spaced_timesteps(10, 5, "even")
 

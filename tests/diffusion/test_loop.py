@@ -100,6 +100,14 @@ def test_timesteps_of_ones_own(toy, scheduler):
     ]
 
 
+def test_spacing_by_default(toy, scheduler):
+    for sampler, spacing in [("heun", "karras"), ("dpmpp_2m", "leading")]:
+        options = {"sampler": sampler, "steps": 4, "seed": 0}
+        x = sample(toy(), scheduler, SHAPE, **options)
+        assert torch.equal(x, sample(toy(), scheduler, SHAPE, spacing=spacing, **options)), sampler
+        assert not torch.equal(x, sample(toy(), scheduler, SHAPE, spacing="trailing", **options)), sampler
+
+
 def test_all_columns_reach_their_tensors():
     """k5 is of the last x0, k6 of the one before; with and without fixed buffers."""
     rows = torch.zeros(3, 7, dtype=torch.float64)

@@ -78,10 +78,16 @@ def test_ddim_steps_as_written_in_the_paper(prediction, eta):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_any_number_of_steps(gaussian, sampler, spacing):
-    for kind in ("linear", "cosine"):
-        s = NoiseScheduler(12, schedule_type=kind)
-        for steps in (1, 2, 3, 5, 11, 12):
-            x = sample(gaussian(s), s, (2, 1, 2, 2), sampler=sampler, steps=steps, spacing=spacing, seed=1)
+    for prediction, options in [
+        ("eps", {}),
+        ("eps", {"schedule_type": "cosine"}),
+        ("v", {"zero_terminal_snr": True}),
+        ("edm", {"zero_terminal_snr": True, "rescale_betas": True}),
+    ]:
+        s = NoiseScheduler(12, **options)
+        for steps in (1, 2, 3, 11, 12):
+            given = {"sampler": sampler, "steps": steps, "spacing": spacing, "prediction": prediction}
+            x = sample(gaussian(s, prediction=prediction), s, (2, 1, 2, 2), seed=1, **given)
             assert torch.isfinite(x).all()
             assert x.abs().max() <= 1
 

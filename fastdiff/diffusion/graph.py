@@ -3,7 +3,8 @@
 All that a row reads or writes lies in buffers that stay: a replay launches the network, the noise and the step without the
 host's work, which is what bounds small networks. Capturing costs two evaluations of the network, in which kernels are loaded
 and tuned, and one pass of the host. A network that cannot be captured (it synchronises, or has branches on values) runs row
-by row. The rows of a run share one shape: where some make noise or look back, all do, with coefficients of 0.
+by row; one whose forward does more on the host than launch kernels (hooks, counters) needs graph=False, for a replay leaves
+that out. The rows of a run share one shape: where some make noise or look back, all do, with coefficients of 0.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def dpmpp_2m(scheduler: NoiseScheduler, timesteps: Sequence[float], prediction: 
 
 
 def dpmpp_2m_sde(scheduler: NoiseScheduler, timesteps: Sequence[float], prediction: str = "eps") -> Steps:
-    """SDE-DPM-Solver++(2M): fresh noise in each step but the last. Lu et al. 2022, "DPM-Solver++", section 5 and appendix.
+    """SDE-DPM-Solver++(2M): fresh noise in each step but the last. Lu et al. 2022, "DPM-Solver++".
 
     The first step is DDPM's.
     """
@@ -66,8 +66,8 @@ def _extrapolation(level: Levels) -> torch.Tensor:
 def _corrections(level: Levels, of_x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(c, d) float64 [K] of the correction that row k makes at its start, for the step from k - 1 to k; 0 in row 0.
 
-    With the predictor of order p the corrector matches p + 1 conditions: equation 11 of Zhao et al. 2023. Where p is 1 its
-    weight is 1/2, where p is 2 weights (w1, w) of the two differences solve w1 + w = b1, r w1 + w = b2.
+    Where the predictor was of order 1 the weight of the one difference is 1/2; of order 2, the weights (w1, w) of the two
+    differences solve w1 + w = b1, r w1 + w = b2.
     """
     newest, middle = torch.zeros_like(of_x0), torch.zeros_like(of_x0)
     h = -level.ratio.log()

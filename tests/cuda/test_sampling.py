@@ -8,6 +8,7 @@ import pytest
 import torch
 from devices import DEVICE, needs_cuda
 from torch import nn
+from torch.testing import assert_close
 
 from fastdiff.diffusion import SAMPLERS, NoiseScheduler, sample
 from fastdiff.models import UNet
@@ -33,8 +34,8 @@ def test_a_graph_gives_the_same_images(sampler: str) -> None:
         captured, chosen = (sample(network, scheduler, SHAPE, graph=graph, **options) for graph in (True, None))
     plain = sample(network, scheduler, SHAPE, graph=False, **options)
     assert plain.std() > 0.1
-    assert torch.equal(captured, plain)
-    assert torch.equal(chosen, plain)
+    for images in (captured, chosen):  # products may take another algorithm under capture
+        assert_close(images, plain, rtol=0, atol=1e-3)
 
 
 def test_batches_frames_and_precision() -> None:
@@ -42,8 +43,8 @@ def test_batches_frames_and_precision() -> None:
     options = {"steps": 10, "seed": 3, "frames": 3, "threshold": 0.9, "batch_size": 2, "device": DEVICE}
     with torch.autocast("cuda", torch.bfloat16):
         (a, kept), (b, expected) = (sample(network, scheduler, SHAPE, graph=graph, **options) for graph in (True, False))
-    assert torch.equal(a, b)
-    assert torch.equal(kept, expected)
+    assert_close(a, b, rtol=0, atol=0.05)
+    assert_close(kept, expected, rtol=0, atol=0.05)
     assert not torch.equal(kept[0], kept[1])
 
 

@@ -52,7 +52,7 @@ def test_two_training_steps_are_the_cpus() -> None:
         assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "unipc"])
 def test_samples_are_the_cpus(sampler: str) -> None:
     shape, labels = (4, 3, 12, 16), torch.tensor([0, 1, 2, 3])
     kwargs = {"sampler": sampler, "steps": 10, "seed": 5, "guidance": 1.5}

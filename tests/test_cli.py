@@ -288,9 +288,9 @@ def test_there_is_no_run_to_resume(capsys):
 
 
 WRONG = {
-    "": "COMMAND is missing: train, sample, doctor",
+    "": "COMMAND is missing: train, sample, interpolate, doctor",
     "trian tiny.yaml": "there is no command 'trian': did you mean train?",
-    "fly": "there is no command 'fly': one of train, sample, doctor",
+    "fly": "there is no command 'fly': one of train, sample, interpolate, doctor",
     "--fly": "--fly",
     "train": "CONFIG is missing",
     "train digts": "there is no config 'digts': did you mean digits?",

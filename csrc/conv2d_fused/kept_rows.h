@@ -41,6 +41,7 @@ struct KeptRows {
   }
   int64_t bytes() const { return kKeptParts<T> * part_bytes; }
   int64_t column(const Conv2dArgs& c, int64_t padded) const {
+    if (c.stride == 1) return padded * kBlockBytes;  // without the division below
     return (padded % c.stride * columns + padded / c.stride) * kBlockBytes;
   }
 };

@@ -45,6 +45,7 @@ def write_results() -> Path:
     text += _unet_forward()
     text += _samplers()
     text += sections(HERE / "results")
+    text += _classifiers()
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())
@@ -165,31 +166,46 @@ def _main_job() -> list[str]:
 
 def _unet_forward() -> list[str]:
     """From unet_forward.py: ours in each precision beside torch's best."""
+    beside = "the same network on torch's own layers, each at its best memory format"
+    return _forwards("unet_forward", "A U-Net's forward", f"ms of a forward without gradients, beside {beside}.")
+
+
+def _classifiers() -> list[str]:
+    """From classifiers.py: the same, and OpenVINO where it was measured."""
+    beside = "torch's own layers, each at its best memory format, and OpenVINO"
+    text = f"ms of inference at 224x224, beside {beside}. With one thread the times are those of the process."
+    return _forwards("classifiers", "Classification networks", text)
+
+
+def _forwards(folder: str, title: str, what: str) -> list[str]:
     text = []
-    for path in sorted((HERE / "results" / "unet_forward").glob("*.csv")):
+    for path in sorted((HERE / "results" / folder).glob("*.csv")):
         rows = _rows(path)
         first = rows[0]
-        text.append(f"\n## A U-Net's forward, {first['device']}, {first['threads']} threads\n")
+        others = sorted({row["side"] for row in rows} - {"fastdiff", "torch"})
+        text.append(f"\n## {title}, {first['device']}, {_counted(first['threads'], 'thread')}\n")
         text.append(
-            "`python benchmarks/unet_forward.py`: ms of a forward without gradients, beside the same network on torch's own "
-            "layers, each at its best memory format. x: torch's best over ours; errors relative to the norm of the output in "
+            f"`python benchmarks/{folder}.py`: {what} x: the best of torch over ours"
+            f"{''.join(f', {side} over ours' for side in others)}; errors relative to the norm of the output in "
             "float64. TFLOP/s count a convolution's own multiplications and additions, whatever the algorithm. "
             f"{_provenance(first)}\n"
         )
-        text.append("| case | precision | fastdiff | TFLOP/s | torch eager | compile | x best | error | torch's |")
-        text.append(f"|---|---|{'--:|' * 7}")
+        head = ["case", "precision", "fastdiff", "TFLOP/s", "torch eager", "compile", *others, "x best"]
+        head += [*(f"x {side}" for side in others), "error", "torch's"]
+        text.append(f"| {' | '.join(head)} |")
+        text.append(f"|---|---|{'--:|' * (len(head) - 2)}")
         for (case, precision), group in groupby(sorted(rows, key=_case), _case):
             best: dict[tuple[str, str], dict[str, str]] = {}
             for row in sorted(group, key=lambda r: -float(r["median_ms"])):
                 best[row["side"], row["mode"]] = row
             ours, *theirs = (best[k] for k in (("fastdiff", "eager"), ("torch", "eager"), ("torch", "compile")))
+            rivals = [best[side, "compile"] for side in others]
             ms = float(ours["median_ms"])
-            ratio = min(float(r["median_ms"]) for r in theirs) / ms
+            ratios = [min(float(r["median_ms"]) for r in theirs) / ms, *(float(r["median_ms"]) / ms for r in rivals)]
             cells = [f"{ours['median_ms']} {ours['format']}", f"{float(ours['gflop']) / ms:.2f}"]
-            cells += [f"{r['median_ms']} {r['format']}" for r in theirs]
-            text.append(
-                f"| {case} | {precision} | {' | '.join(cells)} | {ratio:.2f} | {ours['error']} | {theirs[0]['error']} |"
-            )
+            cells += [f"{r['median_ms']} {r['format']}" for r in theirs] + [r["median_ms"] for r in rivals]
+            cells += [f"{ratio:.2f}" for ratio in ratios] + [ours["error"], theirs[0]["error"]]
+            text.append(f"| {case} | {precision} | {' | '.join(cells)} |")
     return text
 
 
@@ -221,6 +237,10 @@ def _spread(values: list[float]) -> str:
     if len(values) < 2:
         return "".join(f"{v:.3f}" for v in values)
     return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _counted(number: str, thing: str) -> str:
+    return f"{number} {thing}{'' if number == '1' else 's'}"
 
 
 def _case(row: dict[str, str]) -> tuple[str, str]:

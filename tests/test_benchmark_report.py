@@ -1,4 +1,4 @@
-"""The reports of made-up rows: a U-Net's forward and its peers, the best of each side; samplers by steps."""
+"""The reports of made-up rows: forwards and peers, the best of each side; samplers by steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from peers import COLUMNS as PEER_COLUMNS
 from unet_forward import COLUMNS
 
 
-def test_a_forward_is_compared_with_torchs_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["unet_forward", "classifiers"])
+def test_a_forward_is_compared_with_torchs_best(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dict.fromkeys(COLUMNS, "") | {"device": "a made-up processor", "case": "small", "gflop": "30"}
     times = [
         ("fastdiff", "NCHW", "eager", "25"),
@@ -22,7 +23,9 @@ def test_a_forward_is_compared_with_torchs_best(tmp_path: Path, monkeypatch: pyt
         ("torch", "channels_last", "eager", "60"),
         ("torch", "channels_last", "compile", "50"),
     ]
-    folder = tmp_path / "results" / "unet_forward"
+    if what == "classifiers":
+        times.append(("OpenVINO", "NCHW", "compile", "30"))
+    folder = tmp_path / "results" / what
     folder.mkdir(parents=True)
     with (folder / "made-up.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -35,8 +38,9 @@ def test_a_forward_is_compared_with_torchs_best(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(report, "HERE", tmp_path)
     text = report.write_results().read_text()
     assert "a made-up processor" in text
-    row = "| small | bf16 | 20 channels_last | 1.50 | 60 channels_last | 50 channels_last | 2.50 | 1.0e-02 | 9.0e-03 |"
-    assert row in text.splitlines()
+    ours, torchs, errors = "20 channels_last | 1.50", "60 channels_last | 50 channels_last", "1.0e-02 | 9.0e-03"
+    others = "30 | 2.50 | 1.50" if what == "classifiers" else "2.50"
+    assert f"| small | bf16 | {ours} | {torchs} | {others} | {errors} |" in text.splitlines()
 
 
 def test_samplers_stand_with_the_spread_of_their_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def _made_once(owner: Any, read: Sequence[torch.Tensor | None], options: tuple[A
     """What `make` makes of the tensors that it reads, kept with their owner."""
     key = (state(), *options, *((v.data_ptr(), v._version, v.device) for v in read if v is not None))
     found = _kept.get(id(owner))
-    if found is not None and found.key == key and found.owner() is owner:
+    if found is not None and found.key == key:
         return found.made
     with torch.inference_mode(False), torch.no_grad():  # what is kept must serve outside of inference mode too
         made = make()
@@ -90,10 +90,9 @@ def _made_once(owner: Any, read: Sequence[torch.Tensor | None], options: tuple[A
     return made
 
 
-def _forget(owner: int, gone: ref) -> None:
-    found = _kept.get(owner)
-    if found is not None and found.owner is gone:  # and not one that has taken its id
-        del _kept[owner]
+def _forget(owner: int, _: ref) -> None:
+    """When an owner goes, before another object takes its id."""
+    _kept.pop(owner, None)
 
 
 def packed_weight(

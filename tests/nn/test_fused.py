@@ -37,7 +37,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...], int]]
     "residual, scale": (lambda: TimeResidualBlock(16, 16, 6, "scale", groups=4), (X, EMB), 2),
     "residual, add, batch": (lambda: TimeResidualBlock(16, 16, 6, "add", norm="batch"), (X, EMB), 2),
     "down": (lambda: DownBlock(16, 8, 6), (X, EMB), 3),
-    "up": (lambda: UpBlock(24, 8, 6), (X, SKIP, EMB), 3),
+    "up": (lambda: UpBlock(24, 8, 6, groups=8), (X, SKIP, EMB), 3),  # the sixth group has channels of both
     "up to an odd size": (lambda: UpBlock(24, 8, 6), (X, SKIP[:, :, 1:], EMB), 3),
     "attention": (lambda: AttentionBlock(16, head_dim=8), (X,), 2),
     "conv, norm, act": (lambda: ConvNormAct(16, 8, 3, 2), (X,), 1),
@@ -92,6 +92,12 @@ def test_equals_the_layers(block: tuple[nn.Module, tuple[torch.Tensor, ...], int
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(last, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_of_one_channel_has_both_formats() -> None:
+    block = ConvNormAct(1, 8).eval()
+    with torch.no_grad():
+        assert block(X[:, :1].contiguous()).is_contiguous()
 
 
 def test_in_bf16_it_is_about_as_near_to_the_truth(block: tuple[nn.Module, tuple[torch.Tensor, ...], int]) -> None:
@@ -164,6 +170,10 @@ CHAINS: dict[str, tuple[list[nn.Module], Callable[..., Any]]] = {
     "norm of a doubled skip": (
         [GroupNorm(4, 32), conv(32)],
         lambda a, c, x: c(a(torch.cat((F.interpolate(x, size=(12, 10)),) * 2, 1))),
+    ),
+    "norm across a doubled map and a skip": (
+        [GroupNorm(2, 24), conv(), conv(16, 8), conv(24)],
+        lambda a, c, e, d, x: d(a(torch.cat((F.interpolate(c(x), size=(12, 10)), e(F.interpolate(x, size=(12, 10)))), 1))),
     ),
     "three parts": ([conv(48)], lambda c, x: c(torch.cat((x, x, x), 1))),
     "over height": ([conv()], lambda c, x: c(torch.cat((x, c(x)), 2))),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff.nn import repack
+from fastdiff.nn import packed, repack
 from fastdiff.nn.packed import BatchNorm, Packed, joined, packed_weight
 from fastdiff.ops import pack_conv_weight
 from fastdiff.ops.conv2d_fused import gains_by_winograd
@@ -103,6 +103,14 @@ def test_a_write_to_data_needs_repack(layer: nn.Conv2d) -> None:
     assert packs(layer)
 
 
+def test_what_is_gone_is_forgotten(layer: nn.Conv2d) -> None:
+    made_of(layer)
+    assert id(layer.weight) in packed._kept
+    weight = id(layer.weight)
+    del layer.weight
+    assert weight not in packed._kept
+
+
 def test_made_in_inference_mode_serves_outside(layer: nn.Conv2d) -> None:
     with torch.inference_mode():
         made = made_of(layer)
@@ -113,9 +121,11 @@ def test_made_in_inference_mode_serves_outside(layer: nn.Conv2d) -> None:
 def test_a_batch_norm_is_folded_and_followed(layer: nn.Conv2d) -> None:
     norm, x = nn.BatchNorm2d(17).eval(), torch.randn(2, 16, 5, 5)
     nn.init.normal_(norm.weight)
-    for change in (norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.weight, layer.bias):
+    for change in (norm.running_mean, norm.running_var, norm.weight, norm.bias, layer.weight, layer.bias, None):
         with torch.no_grad():
-            change.add_(0.5)
+            norm.eps = 0.5 if change is None else norm.eps
+            if change is not None:
+                change.add_(0.5)
             made = packed_weight(
                 layer.weight, torch.float32, True, layer.bias,
                 BatchNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps),

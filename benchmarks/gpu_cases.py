@@ -13,6 +13,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.ops import Op, Purpose
+from fastdiff.ops.conv2d_fused import gains_by_winograd
 
 Args = tuple[Any, ...]
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -45,6 +46,12 @@ def cases(tiny: bool) -> Iterator[Case]:
     for backward in (False, True):
         for length in (1024, 256):
             yield _attention(16 * 1024 // length, 16, length, 64, BF16, backward, tiny)
+    for n, c in ((16, 128), (64, 128), (16, 256), (64, 64)):
+        yield _convolution(n, c, c, 64, 3, BF16, tiny)
+    for c, size in ((128, 32), (256, 16), (256, 8)):  # of a U-Net for 32x32 pixels
+        yield _convolution(128, c, c, size, 3, BF16, tiny)
+    yield _convolution(64, 256, 768, 16, 1, BF16, tiny)
+    yield _convolution(64, 128, 128, 64, 1, BF16, tiny)
     yield _step("ddpm_step", BF16, tiny)
     yield _step("sampler_step", BF16, tiny)
     yield _q_sample(BF16, tiny)
@@ -55,10 +62,12 @@ def cases(tiny: bool) -> Iterator[Case]:
     yield _group_norm("64x128x64x64", (64, 128, 64, 64), FP32, LAST, False, tiny)
     for backward in (False, True):
         yield _film((64, 128, 64, 64), BF16, FIRST, backward, tiny)
+    yield _convolution(16, 128, 128, 64, 3, FP32, tiny)
     yield _attention(16, 16, 256, 64, FP32, False, tiny)
     yield _step("ddpm_step", FP32, tiny)
     yield _uniform(tiny)
     yield _embedding(tiny)
+    yield _norm_affine(tiny)
 
 
 def _images(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, device: str) -> torch.Tensor:
@@ -104,6 +113,53 @@ def _attention(n: int, heads: int, length: int, d: int, dtype: torch.dtype, back
 
     name = f"{n}x{heads} heads of {d}, length {length}"
     return Case(ops.REGISTRY["attention"], name, dtype, make, backward, flops=flops)
+
+
+def _convolution(n: int, inputs: int, outputs: int, size: int, kernel: int, dtype: torch.dtype, tiny: bool) -> Case:
+    """As in the middle of a residual block: norm and SiLU before it, bias and shortcut behind, the next norm's statistics."""
+    name = f"{n}x{inputs}x{size}x{size} to {outputs}, {kernel}x{kernel} channels_last"
+    if tiny:
+        n, inputs, outputs, size = 2, 32, 40, 4
+    flops = 2 * n * size * size * inputs * outputs * kernel * kernel
+
+    def make(device: str) -> Args:
+        x = _images((n, inputs, size, size), dtype, LAST, device)
+        weight = (torch.randn(outputs, inputs, kernel, kernel, device=device) / 4).to(dtype)
+        a, b = torch.randn(n, 2 * inputs, device=device).chunk(2, dim=1)
+        residual = _images((n, outputs, size, size), dtype, LAST, device)
+        packed = ops.pack_conv_weight(weight, gains_by_winograd(weight, 1))
+        pad = [kernel // 2] * 4
+        return (
+            x,
+            None,
+            weight,
+            packed,
+            a + 1,
+            b,
+            "silu",
+            torch.randn(outputs, device=device),
+            residual,
+            "none",
+            1,
+            pad,
+            False,
+            True,
+        )
+
+    return Case(ops.REGISTRY["conv2d_fused"], name, dtype, make, layout=LAST, flops=flops)
+
+
+def _norm_affine(tiny: bool) -> Case:
+    """The statistics of 128 channels of 64x64 pixels."""
+
+    def make(device: str) -> Args:
+        n, c, parts = (2, 32, 3) if tiny else (64, 128, 32)
+        mean, square = torch.randn(2, n, c, parts, device=device)
+        partials = torch.stack((torch.full_like(mean, 128.0), mean, 128 * square.square() + 1), -1)
+        (weight, bias), (scale, shift) = torch.randn(2, c, device=device), torch.randn(2, n, c, device=device)
+        return partials, None, 32, weight, bias, 1e-5, scale, shift
+
+    return Case(ops.REGISTRY["norm_affine"], "64x128 channels in 32 parts", FP32, make)
 
 
 def _noisy(tiny: bool, device: str) -> tuple[tuple[int, ...], torch.Tensor, torch.Tensor, torch.Tensor]:

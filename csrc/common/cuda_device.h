@@ -68,6 +68,12 @@ FASTDIFF_INLINE void wait_for_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);
 }
+// Or in groups: those since the last commit are one, and a wait leaves the last kLeft groups under way.
+FASTDIFF_INLINE void commit_copies() { __pipeline_commit(); }
+template <int kLeft>
+FASTDIFF_INLINE void wait_for_copies() {
+  __pipeline_wait_prior(kLeft);
+}
 
 FASTDIFF_INLINE double element(const Matrix& m, int64_t n, int64_t c) {
   const int64_t i = n * m.stride_n + c * m.stride_c;
@@ -135,21 +141,21 @@ inline const char* explained(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-// Runs a kernel in `blocks` blocks of kThreads threads, none if that is 0. Returns null, or what is wrong.
-template <class... P>
+// Runs a kernel in `blocks` blocks of kOfBlock threads, none if that is 0. Returns null, or what is wrong.
+template <int kOfBlock = kThreads, class... P>
 const char* launch_with_shared(void (*kernel)(P...), int64_t blocks, int64_t shared_bytes, void* stream,
                                std::type_identity_t<P>... arguments) {
   if (blocks > 2147483647) return "the tensor has more elements than one launch covers";
   if (blocks == 0) return nullptr;
 #ifdef FASTDIFF_SIMULATED
-  ::cuda_sim::run(static_cast<unsigned>(blocks), kThreads, shared_bytes, [=] { kernel(arguments...); });
+  ::cuda_sim::run(static_cast<unsigned>(blocks), kOfBlock, shared_bytes, [=] { kernel(arguments...); });
 #else
   if (shared_bytes > kSharedUnasked) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return explained(error);
   }
-  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), kOfBlock, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
 #endif
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : explained(error);

@@ -45,4 +45,7 @@ FASTDIFF_DECLARE_CPU_AMX(void, conv2d_fused_kernel, (const Conv2dArgs&, int64_t 
 // What outputs [begin, end) of image n read, through the prologue into memory laid out as KeptRows says.
 FASTDIFF_DECLARE_CPU_BF16(void, conv2d_fused_keep_rows, (const Conv2dArgs&, int64_t n, int64_t begin, int64_t end, unsigned char*))
 
+// Weights in CUDA's order (pack_conv_weight.py); what is below part_rows and parts is not read. Returns null, or what is wrong.
+const char* conv2d_fused_cuda_launch(const Conv2dArgs&, void* stream);
+
 }  // namespace fastdiff

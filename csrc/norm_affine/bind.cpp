@@ -8,6 +8,7 @@ namespace fastdiff {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor>;
 
 constexpr const char* kOp = "norm_affine";
 constexpr int64_t kGrain = 4096;  // parts a thread takes at least: below it, waking a thread costs more than it saves
@@ -31,9 +32,10 @@ Matrix matrix(const MaybeTensor& m, const Tensor& partials, int64_t channels, bo
   return {m->data(), per_image ? m->stride(0) : 0, m->stride(last), m->dtype()};
 }
 
-std::tuple<Tensor, Tensor> norm_affine_cpu(const Tensor& partials, const MaybeTensor& partials2, int64_t groups,
-                                           const MaybeTensor& weight, const MaybeTensor& bias, double eps,
-                                           const MaybeTensor& scale, const MaybeTensor& shift) {
+// launch runs the kernel.
+template <class Launch>
+Outputs norm_affine(const Tensor& partials, const MaybeTensor& partials2, int64_t groups, const MaybeTensor& weight,
+                    const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift, Launch&& launch) {
   MaybeTensor copies[2];
   NormAffineArgs a{};
   a.images = partials.size(0), a.groups = groups, a.eps = eps, a.wide = partials.dtype() == DType::f64;
@@ -43,16 +45,33 @@ std::tuple<Tensor, Tensor> norm_affine_cpu(const Tensor& partials, const MaybeTe
   FASTDIFF_CHECK(groups > 0 && channels % groups == 0, kOp, ": groups must be a divisor of C");
   a.weight = matrix(weight, partials, channels, false, "weight"), a.bias = matrix(bias, partials, channels, false, "bias");
   a.scale = matrix(scale, partials, channels, true, "scale"), a.shift = matrix(shift, partials, channels, true, "shift");
-  std::tuple<Tensor, Tensor> out{empty({a.images, channels}, partials.dtype(), partials),
-                                 empty({a.images, channels}, partials.dtype(), partials)};
+  Outputs out{empty({a.images, channels}, partials.dtype(), partials), empty({a.images, channels}, partials.dtype(), partials)};
   a.a = std::get<0>(out).mutable_data(), a.b = std::get<1>(out).mutable_data();
-  const int64_t parts = a.inputs[0].channels * a.inputs[0].parts + a.inputs[1].channels * a.inputs[1].parts;
-  parallel_for(0, a.images, kGrain / (parts + 1),
-               [&](int64_t begin, int64_t end) { FASTDIFF_CPU(norm_affine_kernel)(a, begin, end); });
+  launch(a);
   return out;
 }
 
+Outputs norm_affine_cpu(const Tensor& partials, const MaybeTensor& partials2, int64_t groups, const MaybeTensor& weight,
+                        const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift) {
+  return norm_affine(partials, partials2, groups, weight, bias, eps, scale, shift, [](const NormAffineArgs& a) {
+    const int64_t parts = a.inputs[0].channels * a.inputs[0].parts + a.inputs[1].channels * a.inputs[1].parts;
+    parallel_for(0, a.images, kGrain / (parts + 1),
+                 [&](int64_t begin, int64_t end) { FASTDIFF_CPU(norm_affine_kernel)(a, begin, end); });
+  });
+}
+
 FASTDIFF_KERNEL(norm_affine, CPU, norm_affine_cpu);
+
+#ifdef FASTDIFF_CUDA
+Outputs norm_affine_cuda(const Tensor& partials, const MaybeTensor& partials2, int64_t groups, const MaybeTensor& weight,
+                         const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift) {
+  const CudaDeviceGuard guard(partials.device_index());
+  return norm_affine(partials, partials2, groups, weight, bias, eps, scale, shift,
+                     [&](const NormAffineArgs& a) { cuda_ok(norm_affine_cuda_launch(a, guard.stream())); });
+}
+
+FASTDIFF_KERNEL(norm_affine, CUDA, norm_affine_cuda);
+#endif
 
 }  // namespace
 }  // namespace fastdiff

@@ -27,4 +27,7 @@ struct NormAffineArgs {
 // Images [begin, end).
 FASTDIFF_DECLARE_CPU(void, norm_affine_kernel, (const NormAffineArgs&, int64_t begin, int64_t end))
 
+// Launch on a stream; null, or what went wrong.
+const char* norm_affine_cuda_launch(const NormAffineArgs&, void* stream);
+
 }  // namespace fastdiff

@@ -144,7 +144,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
         width = (up * x.shape[3] + padding[0] + padding[1] - kw) // stride + 1
         biases = {"": None, "channel": normal(outputs, dtype=wide), "image": normal(x.shape[0], outputs)}
         args = (
-            *(x, x2, weight, pack(weight, *order_of(dtype), winograd)),
+            *(x, x2, weight, pack(weight, *order_of(dtype, device), winograd)),
             *((a, b) if affine else (None, None)),
             acts[0],
             biases[bias],
@@ -192,7 +192,7 @@ _op = define(
     "Tensor? residual, str act_out, int stride, int[] padding, bool upsample, bool statistics) -> (Tensor, Tensor)",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
     plain=_plain,
 )
 

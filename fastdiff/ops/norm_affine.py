@@ -87,7 +87,7 @@ _op = define(
     "Tensor? shift) -> (Tensor, Tensor)",
     reference,
     samples=_samples,
-    native={"CPU": NATIVE_FLOATS["CPU"]},
+    native=NATIVE_FLOATS,
 )
 
 

@@ -8,8 +8,16 @@
 them side by side: two for bfloat16, whose products are taken in pairs, else one. Where sizes are no multiples, zeros fill the
 blocks. The order depends on the dtype alone, not on the machine's instruction set. G = [1 0 0; .5 .5 .5; .5 -.5 .5; 0 0 1].
 Float32 for precision high is two bfloat16: high = bf16(weight), low = bf16(weight - high).
-Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32. It has no
-derivative.
+On CUDA, where `pair` is 0, the kernels of csrc/conv2d_fused/cuda_products.h have an order of their own and know no tiles:
+
+    packed = [Cout / 32][Cin / block][kernel row, kernel column][block][32]                         fp32 and double
+    packed = [Cout / 32][Cin / block][kernel row, kernel column][2][2][32 lanes][2][2][2]           bf16 and fp16
+
+In 16 bits that is, for 16 input and 16 output channels at a time, what each lane of a warp holds of two right-hand matrices of
+an mma.m16n8k16: column g = lane / 4 of matrix j is output 8 (g / 2) + 2 j + g % 2, so that the four matrices of 32 outputs give
+a lane eight neighbours.
+Shapes: weight [Cout, Cin, kh, kw]; packed has one dimension. Dtypes: bf16, fp32 and double stay, fp16 becomes fp32 on CPU. It
+has no derivative.
 """
 
 from __future__ import annotations
@@ -28,6 +36,8 @@ G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 def reference(weight: torch.Tensor, block: int, pair: int, winograd: bool) -> torch.Tensor:
+    if pair == 0:
+        return _for_cuda(weight, block)
     w = weight.float() if weight.dtype is torch.float16 else weight
     outputs, inputs = w.shape[:2]
     if winograd:
@@ -39,8 +49,21 @@ def reference(weight: torch.Tensor, block: int, pair: int, winograd: bool) -> to
     return w.permute(0, *((6, 3) if winograd else (3, 6)), 1, 4, 2, 5).reshape(-1).clone()
 
 
-def order_of(dtype: torch.dtype) -> tuple[int, int]:
-    """(block, pair) for weights of this dtype."""
+def _for_cuda(w: torch.Tensor, block: int) -> torch.Tensor:
+    outputs, inputs = w.shape[:2]
+    w = F.pad(w.flatten(2), (0, 0, 0, -inputs % block, 0, -outputs % OUTPUTS))
+    blocks, elements = w.shape[1] // block, w.shape[2]
+    if w.itemsize > 2:
+        return w.reshape(-1, OUTPUTS, blocks, block, elements).permute(0, 2, 4, 3, 1).reshape(-1).clone()
+    # Output 8 (g / 2) + 4 (j / 2) + 2 (j % 2) + g % 2, input 16 step + 8 far + 2 t + e; lane = 4 g + t.
+    w = w.reshape(-1, 4, 2, 2, 2, blocks, 2, 2, 4, 2, elements)
+    return w.permute(0, 5, 10, 6, 2, 1, 4, 8, 3, 7, 9).reshape(-1).clone()
+
+
+def order_of(dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[int, int]:
+    """(block, pair) for weights of this dtype on this device."""
+    if torch.device(device).type == "cuda":
+        return BLOCK_BYTES // dtype.itemsize, 0
     if dtype is torch.bfloat16:
         return BLOCK_BYTES // 2, 2
     return BLOCK_BYTES // torch.promote_types(dtype, torch.float32).itemsize, 1
@@ -55,7 +78,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
         "uneven kernel": (3, 70, 2, 5),
         "one": (1, 1, 1, 1),
     }.items():
-        yield Sample(name, (torch.randn(shape, generator=generator).to(device, dtype), *order_of(dtype), False))
+        yield Sample(name, (torch.randn(shape, generator=generator).to(device, dtype), *order_of(dtype, device), False))
     weight = torch.randn(40, 33, 3, 3, generator=generator).to(device, dtype)
     yield Sample("tiles", (weight, *order_of(dtype), True))
 
@@ -73,8 +96,10 @@ def pack_conv_weight(weight: Any, winograd: bool = False, split: bool = False) -
 
     winograd: for 3x3 kernels of stride 1, which then take 16 products in place of 36 for each 2x2 outputs. The sums of the
         transforms are rounded to x's dtype: in bf16 the error is that of torch's own convolution, twice the direct one's.
+        CUDA's kernels have no such tiles: there it is not heeded.
     split: of float32, for precision high where AMX is (see `fastdiff.set_float32_precision`): the result is of bfloat16.
-    bf16, fp32, fp16 (packed as fp32) or double, any strides. Not differentiable: gradients go to the weight that is packed.
+    bf16, fp32, fp16 (packed as fp32 on CPU) or double, any strides. Not differentiable: gradients go to the weight that is
+    packed.
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape, or for both of winograd and split.
     """
     check_tensor("weight", weight)
@@ -85,7 +110,7 @@ def pack_conv_weight(weight: Any, winograd: bool = False, split: bool = False) -
         raise ValueError(f"weight must be of 3x3 kernels for winograd, got shape {tuple(weight.shape)}")
     weight = weight.detach()
     if not split:
-        return _op(weight, *order_of(weight.dtype), bool(winograd))
+        return _op(weight, *order_of(weight.dtype, weight.device), bool(winograd))
     if winograd:
         raise ValueError("winograd must be false with split, got True")
     if weight.dtype is not torch.float32:

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from fastdiff import ops
 from fastdiff.diffusion import DiffusionModel
 from fastdiff.models import UNet
+from fastdiff.nn import fused
 from fastdiff.ops._oracle import as_tuple
 
 pytestmark = on_device
@@ -74,6 +75,22 @@ def test_autocast_and_channels_last(layout: torch.memory_format) -> None:
     got.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     assert_close(got.float(), want, rtol=0.1, atol=0.1)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_inference_by_fused_convolutions_is_that_of_the_layers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = a_model(DEVICE).network.eval()
+    x, t = torch.randn(3, 3, 12, 16, device=DEVICE), torch.tensor([3, 20, 40], device=DEVICE)
+    with torch.no_grad():
+        truth = network(x, t)  # in float32 by the layers
+        with torch.autocast(DEVICE, dtype):
+            assert fused.serves(network, x)
+            got = network(x, t)
+            monkeypatch.setattr(fused, "serves", lambda *_: False)
+            plain = network(x, t)
+    error, layers = (float((v.float() - truth).norm() / truth.norm()) for v in (got, plain))
+    assert error <= 1.5 * layers + 1e-3, (error, layers)
 
 
 @needs_cuda

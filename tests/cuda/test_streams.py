@@ -130,7 +130,7 @@ def test_calls_and_their_derivatives_do_not_wait(op: Op) -> None:
 def test_public_functions_do_not_wait() -> None:
     x, heads = torch.randn(2, 8, 4, 4, device=DEVICE), torch.randn(2, 1, 8, 16, device=DEVICE)
     t, seeds = torch.zeros(2, dtype=torch.int64, device=DEVICE), torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    table = torch.rand(10, 6, device=DEVICE)
+    table, weight = torch.rand(10, 6, device=DEVICE), torch.randn(8, 8, 3, 3, device=DEVICE)
 
     def calls() -> None:
         ops.film(x, x[:, :, 0, 0], x[:, :, 1, 1])
@@ -142,6 +142,8 @@ def test_public_functions_do_not_wait() -> None:
         ops.philox_normal((2, 3), seeds, 7)
         ops.philox_uniform(seeds, 7, 3)
         ops.attention(heads, heads, heads)
+        _, partials = ops.conv2d_fused(x, weight, padding=1, statistics=True)
+        ops.norm_affine(partials, 4)
 
     calls()  # what is compiled or loaded may wait
     with no_waiting():

@@ -79,6 +79,11 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
     folders = sorted({k.parent.name for k in kernels})
     if only is not None and folders != sorted(only):
         raise ValueError(f"no CUDA kernels in {sorted(set(only) - set(folders))}")
+    return link(variant, [HERE / "library.cpp", *(csrc / f / "bind.cpp" for f in folders), *kernels], csrc)
+
+
+def link(variant: str, sources: Sequence[Path], csrc: Path = CSRC) -> Path:
+    """The shared library of these sources and the simulator."""
     store = Path(tempfile.gettempdir()) / f"fastdiff-cuda-sim-{os.getuid()}"
     store.mkdir(exist_ok=True)
     _forget_unused(store)
@@ -87,8 +92,7 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
         return _object(variant, source, csrc, store)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sources = [HERE / "simulator.cpp", HERE / "library.cpp", *(csrc / f / "bind.cpp" for f in folders), *kernels]
-        objects = list(pool.map(compiled, sources))
+        objects = list(pool.map(compiled, [HERE / "simulator.cpp", *sources]))
     folder = store / _digest([variant, *(o.name for o in objects)])
     library = folder / "libcuda_sim.so"
     if library.is_file():
@@ -100,8 +104,8 @@ def build(variant: str, csrc: Path = CSRC, only: Sequence[str] | None = None) ->
     stubs = _written(work / "stubs.s", _stubs(objects))
     libraries = Path(torch.__file__).parent / "lib"
     sanitizer = [flag for flag in FLAGS[variant] if flag.startswith("-fsanitize=")]
-    link = ["g++", "-shared", *sanitizer, *map(str, [first, *objects, stubs, last]), "-o", str(work / library.name)]
-    _run([*link, f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu"])
+    command = ["g++", "-shared", *sanitizer, *map(str, [first, *objects, stubs, last]), "-o", str(work / library.name)]
+    _run([*command, f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu"])
     try:
         work.rename(folder)
     except OSError:  # another process was first: its library is the same

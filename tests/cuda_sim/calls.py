@@ -22,6 +22,7 @@ import torch
 from fastdiff import ops
 from fastdiff.ops import Op, Sample
 from fastdiff.ops._oracle import errors_and_bounds
+from fastdiff.ops.pack_conv_weight import order_of
 
 NAMESPACE = "fastdiff_sim"
 _keep: list[Any] = []  # libraries and schemas live as long as the process
@@ -64,7 +65,13 @@ def load(library: Path) -> dict[str, Simulated]:
 
 
 def cuda_samples(op: Op, dtype: torch.dtype) -> Iterator[Sample]:
-    return op.small_samples(dtype, "cpu")
+    """The registry's, with weights as they are packed on CUDA."""
+    for sample in op.small_samples(dtype, "cpu"):
+        if op.name == "conv2d_fused":
+            x, x2, weight, _, *rest = sample.args
+            packed = ops.REGISTRY["pack_conv_weight"].reference(weight, *order_of(dtype, "cuda"), False)
+            sample = Sample(sample.name, (x, x2, weight, packed, *rest), sample.tiny)
+        yield sample
 
 
 def wrong(op: Simulated, sample: Sample) -> list[str]:

@@ -68,6 +68,8 @@ struct Fiber {
   unsigned id;
   State state;
   unsigned mask;  // of the warp operation that it waits at
+  const char* operation;  // its name
+  unsigned exchanges;     // operations of whole warps so far
 
   uint64_t value;
   void *stack_pointer, *tsan;
@@ -94,6 +96,7 @@ struct Simulation {
   Fiber* current = nullptr;
   void *host_stack = nullptr, *host_tsan = nullptr;
   std::unique_ptr<Tags> tags;
+  std::vector<Hand> hands;  // of each warp two sets in turn: a lane may be one exchange ahead of another
   char start, end;  // tags: the host before the launch and after it
   std::unique_ptr<char[]> dynamic;
   std::string error;
@@ -159,7 +162,7 @@ void prepare(Fiber& fiber, unsigned id, unsigned set) {
   *--top = reinterpret_cast<void*>(&enter);
   top -= 6;  // the registers that a switch restores
   std::memset(top, 0, 6 * sizeof(void*));
-  fiber = {id, State::running, 0, 0, top, tsan_fiber(id, set), {}};  // copies that nobody waited for never arrive
+  fiber = {id, State::running, 0, nullptr, 0, 0, top, tsan_fiber(id, set), {}};  // copies that nobody waited for never arrive
 }
 
 // Lets every warp go on whose waiting lanes are all that its operation names.
@@ -178,7 +181,13 @@ bool release_warps() {
                     (exists ? ", which has exited" : ", which is not in the block") + " (block " + std::to_string(block_index.x) + ", thread " + std::to_string(fiber.id) + ")";
         return false;
       }
-      all &= fibers[first + lane].state == State::at_warp && fibers[first + lane].mask == fiber.mask;
+      const Fiber& other = fibers[first + lane];
+      all &= other.state == State::at_warp && other.mask == fiber.mask;
+      if (other.state == State::at_warp && other.mask == fiber.mask && other.operation != fiber.operation) {
+        sim.error = std::string("lanes of a warp wait at different operations: ") + fiber.operation + " and " + other.operation +
+                    " (block " + std::to_string(block_index.x) + ", thread " + std::to_string(fiber.id) + ")";
+        return false;
+      }
     }
     if (!all) continue;
     for (unsigned lane = 0; lane < 32; ++lane)
@@ -267,6 +276,7 @@ void run(unsigned blocks, unsigned threads, size_t dynamic_shared_bytes, std::fu
     std::memset(sim.dynamic.get(), kPoison, dynamic_shared_bytes);
     fresh_shared_memory();
     sim.fibers.resize(threads);
+    sim.hands.resize(threads / 32 * 2 * 32);
     for (unsigned i = 0; i < threads; ++i) prepare(sim.fibers[i], i, set);
     run_block(order);
     if (!sim.error.empty()) break;
@@ -290,10 +300,10 @@ void sync_block() {
 
 namespace {
 
-void wait_for_warp(unsigned mask) {
+void wait_for_warp(unsigned mask, const char* operation) {
   Fiber& self = *sim.current;
   if (!(mask >> self.id % 32 & 1)) fail("a thread takes part in a warp operation whose mask leaves it out");
-  self.mask = mask, self.state = State::at_warp;
+  self.mask = mask, self.operation = operation, self.state = State::at_warp;
   to_host();
 }
 
@@ -302,19 +312,29 @@ void wait_for_warp(unsigned mask) {
 void sync_warp(unsigned mask) {
   char* tag = sim.tags->warps[sim.current->id / 32][mask].now();
   release(tag);
-  wait_for_warp(mask);
+  wait_for_warp(mask, "__syncwarp");
   acquire(tag);
 }
 
 uint64_t shuffle(unsigned mask, uint64_t value, int source_lane) {
   Fiber* self = sim.current;
   self->value = value;
-  wait_for_warp(mask);
+  wait_for_warp(mask, "a shuffle");
   if (!(mask >> (source_lane & 31) & 1))
     fail("a shuffle reads lane " + std::to_string(source_lane & 31) + ", which its mask leaves out");
   const uint64_t out = sim.fibers[self->id / 32 * 32 + (source_lane & 31)].value;
-  wait_for_warp(mask);  // before anyone writes the next value
+  wait_for_warp(mask, "the end of a shuffle");  // before anyone writes the next value
   return out;
+}
+
+const Hand* exchange(const char* operation, const Hand& mine) {
+  Fiber& self = *sim.current;
+  const unsigned warp = self.id / 32, set = self.exchanges++ % 2;
+  if (warp * 32 + 32 > sim.fibers.size()) fail(std::string(operation) + " by a warp that has not 32 lanes");
+  Hand* hands = &sim.hands[(warp * 2 + set) * 32];
+  hands[self.id % 32] = mine;
+  wait_for_warp(0xFFFFFFFFu, operation);
+  return hands;
 }
 
 void queue_copy(const Copy& copy) {

@@ -20,7 +20,7 @@ PLANTED = HERE / "planted"
 # Small, whole and ragged; a row and several chunks; one block and several; off an aligned address.
 SAMPLES = (
     "^(nchw|channels_last wide|images|ragged|off an aligned address|batch 1|more than a block keeps|"
-    "uneven bundles of groups channels_last)$"
+    "uneven bundles of groups channels_last|all of it|ragged channels)$"
 )
 CALLS = ("--dtypes", "float32", "--samples", SAMPLES)
 
@@ -91,6 +91,19 @@ BUGS = {
         "address",
         "group_norm_silu",
         r"AddressSanitizer: heap-buffer-overflow csrc/group_norm_silu/../common/cuda_device.h:\d+ in .*element",
+    ),
+    "operands_not_awaited": Bug(
+        "thread",
+        "conv2d_fused",
+        r"ThreadSanitizer: data race csrc/conv2d_fused/cuda_\w+.h:\d+ in .*(multiply|transform)",
+    ),
+    "one_copy_too_few": Bug("plain", "conv2d_fused", r"conv2d_fused \[all of it\].*output 0: \S+ is above"),
+    "past_the_border": Bug("plain", "conv2d_fused", r"conv2d_fused \[all of it\].*output 0: \S+ is above"),
+    "element_of_the_kernel": Bug("plain", "conv2d_fused", r"conv2d_fused \[all of it\].*output 0: \S+ is above"),
+    "ragged_channels": Bug(
+        "address",
+        "conv2d_fused",
+        r"AddressSanitizer: heap-buffer-overflow csrc/conv2d_fused/cuda.cu:\d+ in .*store_elements",
     ),
     "ragged_chunk": Bug("plain", "film", r"film_backward \[channels_last wide\].*output 1: \S+ is above"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +171,15 @@ def test_a_nan_stays_in_its_image() -> None:
         got = net(x, T)
     assert got[1].isnan().all()
     assert torch.equal(got[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_on_cuda_it_serves_what_tensor_cores_multiply(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)  # what is asked of a tensor, which takes no GPU
+    for compiled in ("CPU", "CUDA"):
+        monkeypatch.setattr(type(ops.REGISTRY["conv2d_fused"]), "compiled", lambda self, key, there=compiled: key == there)
+        with torch.no_grad():
+            assert fused.serves(made(), x) is (compiled == "CUDA" and dtype.itemsize == 2)
 
 
 def test_disabled_ops_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,8 @@ from .trained import TrainedMap
 __all__ = ["Map", "Projections", "functions", "on_maps", "serves", "trains"]
 
 _CONVOLUTION, _TRAINED = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_conv2d"]
-_DTYPES = (torch.float32, torch.bfloat16)
+# On CUDA those of tensor cores: in float32 torch's convolutions are faster than products one by one.
+_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float16)}
 _KNOWN = ("torch.nn.modules.", "fastdiff.")  # where layers come from whose forward takes Maps, or whatever acts like a tensor
 
 
@@ -72,8 +73,8 @@ def _by_layers(forward: Callable[..., Any], network: nn.Module, *args: Any, **kw
 
 
 def serves(network: nn.Module, x: Any) -> bool:
-    """Whether this call may run on Maps: in eval mode on a CPU with kernels, without gradients, traces and hooks."""
-    if torch.is_grad_enabled() or network.training or not _takes(x) or not _CONVOLUTION.compiled("CPU"):
+    """Whether this call may run on Maps: in eval mode on a device with kernels, without gradients, traces and hooks."""
+    if torch.is_grad_enabled() or network.training or not _takes(x) or not _CONVOLUTION.compiled(x.device.type.upper()):
         return False
     return all(_as_built(module, network) for module in modules_of(network))
 
@@ -81,7 +82,7 @@ def serves(network: nn.Module, x: Any) -> bool:
 def trains(network: nn.Module, x: Any) -> bool:
     """Whether this call may run on Maps with gradients: networks with group norms, on a CPU with kernels, without dropout,
     traces and hooks. Without group norms most of a network's layers would be torch's own all the same."""
-    if not torch.is_grad_enabled() or not _takes(x) or not _TRAINED.compiled("CPU"):
+    if not torch.is_grad_enabled() or not _takes(x) or x.device.type != "cpu" or not _TRAINED.compiled("CPU"):
         return False
     modules = modules_of(network)
     if not any(isinstance(module, nn.GroupNorm) for module in modules):
@@ -92,7 +93,7 @@ def trains(network: nn.Module, x: Any) -> bool:
 def _takes(x: Any) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, torch.Tensor):
         return False
-    return x.dim() == 4 and x.device.type == "cpu" and x.numel() > 0 and computed_in(x) in _DTYPES
+    return x.dim() == 4 and x.numel() > 0 and computed_in(x) in _DTYPES.get(x.device.type, ())
 
 
 def _drops(module: nn.Module) -> bool:
@@ -116,7 +117,8 @@ def _as_built(module: nn.Module, network: nn.Module) -> bool:
 
 def computed_in(x: torch.Tensor) -> torch.dtype:
     """x's dtype, or autocast's."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Projections:

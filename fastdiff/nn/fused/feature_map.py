@@ -92,6 +92,10 @@ class Map(StandIn):
     def dtype(self) -> torch.dtype:
         return self.put_off.source.dtype if self.put_off is not None else self.parts[0].dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.put_off.source.device if self.put_off is not None else self.parts[0].device
+
     def dim(self) -> int:
         return 4
 

@@ -34,7 +34,7 @@ def conv2d(
 ) -> Any:
     if not isinstance(x, Map) or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
         return NotImplemented
-    if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
+    if weight.dtype is not x.dtype and not torch.is_autocast_enabled(x.device.type):
         return NotImplemented
     stride, dilation = _pair(stride), _pair(dilation)
     if padding == "same":
@@ -128,7 +128,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
 
 
 def linear(x: Features, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
-    if weight.dtype is x.dtype or not torch.is_autocast_enabled("cpu"):
+    if weight.dtype is x.dtype or not torch.is_autocast_enabled(x.device.type):
         return NotImplemented
     return x.projected(weight, bias)
 

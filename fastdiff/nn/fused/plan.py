@@ -153,8 +153,9 @@ def plans_of(network: nn.Module) -> Plans:
 
 
 def key_of(args: Sequence[Any]) -> tuple[Any, ...]:
-    """What a call with these arguments depends on besides the network."""
-    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    """What a call with these arguments, a tensor first, depends on besides the network."""
+    device = args[0].device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (autocast, *(_signature(v) if isinstance(v, torch.Tensor) else repr(v) for v in args))
 
 

@@ -20,6 +20,13 @@ void sync_block();
 void sync_warp(unsigned mask);
 uint64_t shuffle(unsigned mask, uint64_t value, int source_lane);
 int lane();
+
+// What a lane brings to an operation of its whole warp, and what all 32 have brought once they are there. It stays until the
+// operation after the next one.
+struct Hand {
+  uint32_t words[12];
+};
+const Hand* exchange(const char* operation, const Hand& mine);
 void* dynamic_shared();
 
 // cp.async. A copy has been read when it is queued, and is written when its thread waits for its group.

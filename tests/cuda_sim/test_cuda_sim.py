@@ -12,6 +12,7 @@ from cuda_sim.calls import Simulated, cuda_samples, load, wrong
 from fastdiff import ops
 from fastdiff.ops import Sample
 from fastdiff.ops._oracle import as_tuple
+from fastdiff.ops.pack_conv_weight import order_of
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 NATIVE = [name for name, op in ops.REGISTRY.items() if "CUDA" in op.native]
@@ -113,3 +114,28 @@ def test_a_timestep_out_of_range_gives_nan_for_its_image(name: str, simulated: d
         assert output.flatten(1).isnan().all(1).tolist() == [True, False, True, False]
         assert torch.equal(output.isnan(), truth.isnan())
         assert torch.allclose(output, truth, equal_nan=True)
+
+
+# x, output channels, kernel, stride, padding
+CONVOLUTIONS = {
+    "blocks of four warps side by side, idle ones": ((108, 20, 2, 2), 160, (3, 3), 1, [1, 1, 1, 1]),
+    "a kernel of which only a row fits": ((1, 3, 40, 41), 5, (40, 40), 1, [0, 0, 0, 0]),
+    "patches, in tiles of few rows and columns": ((1, 3, 64, 48), 40, (16, 16), 16, [0, 0, 0, 0]),
+    "rows longer than a tile": ((1, 8, 3, 131), 8, (3, 3), 1, [1, 1, 1, 1]),
+    "three fragments a warp": ((1, 16, 6, 28), 16, (3, 3), 1, [1, 1, 1, 1]),
+    "more padding than image": ((2, 8, 1, 2), 8, (3, 3), 1, [3, 2, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_in_every_cut(name: str, dtype: torch.dtype, simulated: dict[str, Simulated]) -> None:
+    """Which tiles there are, and how many warps side by side: what small samples leave out."""
+    shape, outputs, (kh, kw), stride, padding = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = (torch.randn(outputs, shape[1], kh, kw) * (shape[1] * kh * kw) ** -0.5).to(dtype)
+    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False)
+    a, b, bias = 1 + 0.5 * torch.randn(shape[:2]), torch.randn(shape[:2]), torch.randn(outputs)
+    args = (x, None, weight, packed, a, b, "silu", bias, None, "relu", stride, padding, False, True)
+    assert not wrong(simulated["conv2d_fused"], Sample(name, args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fastdiff import ops
 from fastdiff.ops._library import CPU_LEVELS
 from fastdiff.ops._oracle import as_tuple
 from fastdiff.ops.conv2d_fused import partials_of
+from fastdiff.ops.pack_conv_weight import order_of
 
 OP, NORM = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_affine"]
 compiled_only = needs_kernel("conv2d_fused")
@@ -109,6 +111,39 @@ def test_the_order_of_packed_weights() -> None:
             assert packed[place] == weight.to(dtype)[output, channel, tap // 3, tap % 3], (dtype, output, channel, tap)
         assert not packed[1, :, :, :, :, 8:].any()  # outputs 40 and on, and 56 and on
         assert not packed[:, -1, :, :, 3 // pair + 1 :].any()  # channels past the last
+
+
+PLACES = ((0, 0, 0), (17, 1, 4), (39, 34, 5), (31, 33, 2), (12, 27, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_order_for_products_one_by_one_on_cuda(dtype: torch.dtype) -> None:
+    weight, block = torch.randn(40, 35, 2, 3).to(dtype), 64 // dtype.itemsize
+    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False).view(2, -1, 6, block, 32)
+    for output, channel, tap in PLACES:
+        place = (output // 32, channel // block, tap, channel % block, output % 32)
+        assert packed[place] == weight[output, channel, tap // 3, tap % 3], (output, channel, tap)
+    assert not packed[1, ..., 8:].any()
+    assert not packed[:, -1, :, 35 % block :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_order_for_tensor_cores(dtype: torch.dtype) -> None:
+    """A lane's registers of two right-hand matrices [16, 8], side by side, and four matrices give it neighbouring outputs."""
+    weight = torch.randn(40, 35, 2, 3).to(dtype)
+    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False)
+    assert packed.dtype is dtype
+    packed = packed.view(2, 2, 6, 2, 2, 32, 2, 4)  # of outputs, of channels, element, 16 channels, two matrices, lane, one, row
+    found = {}
+    for matrix, lane, held in itertools.product(range(4), range(32), range(4)):
+        row, column = lane % 4 * 2 + held % 2 + 8 * (held // 2), lane // 4  # of the matrix, by the PTX ISA
+        owner, sum_ = column // 2, column % 2  # the lane in four that gets this column's sums, and which of two
+        found[8 * owner + 2 * matrix + sum_, row] = (matrix // 2, lane, matrix % 2, held)
+    for output, channel, tap in PLACES:
+        pair, *rest = found[output % 32, channel % 16]
+        got = packed[(output // 32, channel // 32, tap, channel % 32 // 16, pair, *rest)]
+        assert got == weight[output, channel, tap // 3, tap % 3], (output, channel, tap)
+    assert packed.count_nonzero() == weight.count_nonzero()
 
 
 @compiled_only

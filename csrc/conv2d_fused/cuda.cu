@@ -262,11 +262,12 @@ __global__ void __launch_bounds__(kThreadsOfBlock<kWarpsAcross>, kThreadsAtOnce<
     const Share again(t);
     const Epilogue<T> epilogue(t, again.n, again.block_of_outputs * kWarpsAcross + across);
     const unsigned existing = epilogue.template store<kThreadsHere>(products.sums, Place(t, again.part, tile), down, scratch);
-    if (!t.c.partials) continue;
-    Epilogue<T>::moments(products.sums, existing, of_warps + down * kOutputs + across * static_cast<int>(kOutputBlock));
-    __syncthreads();
-    join_warps<kOutputs>(t, of_warps, again, tile == 0);
-    __syncthreads();
+    if (t.c.partials) {
+      Epilogue<T>::moments(products.sums, existing, of_warps + down * kOutputs + across * static_cast<int>(kOutputBlock));
+      __syncthreads();
+      join_warps<kOutputs>(t, of_warps, again, tile == 0);
+    }
+    __syncthreads();  // the next tile's weights come where this was
   }
 }
 
@@ -314,7 +315,7 @@ const char* launch_kernel(Conv2dTiles& t, void* stream) {
   const auto run = [&]<int kWarpsAcross>() -> const char* {
     t.output_blocks = up(t.outputs, kWarpsAcross * static_cast<int>(kOutputBlock));
     const int64_t bytes = fit(t, kWarpsAcross, up(t.inputs, kBlockBytes / sizeof(T)), kWarpsDown * kDown<T> * kFragment);
-    if (bytes < 0) return "conv2d_fused: a row of the kernel does not fit in shared memory";
+    if (bytes < 0) return "conv2d_fused: the kernel or the stride is too large for shared memory";
     return launch_with_shared<kThreadsOfBlock<kWarpsAcross>>(
         conv2d_fused_kernel<T, kWarpsAcross>, t.c.images * t.c.parts * t.output_blocks, bytes, stream, t);
   };

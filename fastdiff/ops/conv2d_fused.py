@@ -171,7 +171,7 @@ def _samples(dtype: torch.dtype, device: torch.device | str) -> Iterator[Sample]
     yield make("images together", images(5, 20, 4, 5), 40, residual=True, bias="image")
     yield make("uneven kernel", images(2, 10, 8, 9), 6, (2, 5), padding=[1, 3, 0, 1])
     yield make("stride 3, 4x4", images(1, 12, 11, 13), 10, 4, stride=3, padding=[2, 0, 1, 1])
-    yield make("leaky", images(2, 16, 4, 4), 16, acts=("leaky_relu", "leaky_relu"), bias="image", statistics=False)
+    yield make("leaky", images(2, 16, 6, 26), 16, acts=("leaky_relu", "leaky_relu"), bias="image", statistics=False)
     yield make("NCHW", normal(2, 18, 6, 5), 20)
     yield make("sliced", images(4, 24, 6, 10)[:, 2:22, :, ::2], 16, residual=True)
     yield make("no images", images(0, 16, 4, 4), 8)

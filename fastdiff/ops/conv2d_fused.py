@@ -14,7 +14,8 @@ Dtypes: x fp32, bf16, fp16 (double on CPU), so are x2, weight, residual; a, b an
 that or x's dtype. Products of bf16 are exact and added in float32; h is rounded to bf16 before them. A kernel with the bf16 dot
 products of AVX512_BF16 or AMX takes numbers below 2^-126 for zeros. With weights split for precision high, h is split too. On
 CUDA fp16 is multiplied as bf16 is, by tensor cores; float32 is multiplied and added in float32, never in TF32.
-It has no derivative: `norm_conv2d` has. Source: the normalisation of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
+It has no derivative: `norm_conv2d` has.
+Source: the normalisation of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
 """
 
 from __future__ import annotations

@@ -115,9 +115,11 @@ def key(row: dict[str, str]) -> Cell:
 
 
 def plot(rows: list[dict]) -> None:
-    """Seed 0 of each setting."""
+    """Seed 0, each sampler with the timesteps that are best for it at 20 steps: as many curves as the chart has colours."""
     series = {}
     for sampler, spacing in SETTINGS:
+        if (sampler, spacing) in {("dpmpp_2m", "trailing"), ("dpmpp_2m_sde", "trailing"), ("unipc", "karras")}:
+            continue
         points = sorted((key(r)[2], float(r["frechet"])) for r in rows if key(r)[:2] == (sampler, spacing) and key(r)[3] == 0)
         if points:
             series[f"{sampler}, {spacing}"] = tuple(zip(*points, strict=True))

@@ -20,7 +20,7 @@ PLANTED = HERE / "planted"
 # Small, whole and ragged; a row and several chunks; one block and several; off an aligned address.
 SAMPLES = (
     "^(nchw|channels_last wide|images|ragged|off an aligned address|batch 1|more than a block keeps|"
-    "uneven bundles of groups channels_last|all of it|ragged channels)$"
+    "uneven bundles of groups channels_last|all of it|ragged channels|leaky)$"
 )
 CALLS = ("--dtypes", "float32", "--samples", SAMPLES)
 
@@ -96,6 +96,11 @@ BUGS = {
         "thread",
         "conv2d_fused",
         r"ThreadSanitizer: data race csrc/conv2d_fused/cuda_\w+.h:\d+ in .*(multiply|transform)",
+    ),
+    "next_tile_too_early": Bug(
+        "thread",
+        "conv2d_fused",
+        r"ThreadSanitizer: data race csrc/conv2d_fused/cuda.cu:\d+ in .*activate_in",
     ),
     "one_copy_too_few": Bug("plain", "conv2d_fused", r"conv2d_fused \[all of it\].*output 0: \S+ is above"),
     "past_the_border": Bug("plain", "conv2d_fused", r"conv2d_fused \[all of it\].*output 0: \S+ is above"),

@@ -46,6 +46,7 @@ def write_results() -> Path:
     text += _samplers()
     text += sections(HERE / "results")
     text += _classifiers()
+    text += _unet_training()
     notes = HERE / "notes.md"
     if notes.exists():
         text.append("\n" + notes.read_text())
@@ -241,6 +242,35 @@ def _spread(values: list[float]) -> str:
 
 def _counted(number: str, thing: str) -> str:
     return f"{number} {thing}{'' if number == '1' else 's'}"
+
+
+def _unet_training() -> list[str]:
+    """From unet_training.py: each side's best in each precision, in time and in memory."""
+    text = []
+    for path in sorted((HERE / "results" / "unet_training").glob("*.csv")):
+        rows = _rows(path)
+        first = rows[0]
+        text.append(f"\n## A U-Net's training step, {first['device']}, {first['threads']} threads\n")
+        text.append(
+            "`python benchmarks/unet_training.py`: ms of forward, backward and AdamW, beside the same network on torch's own "
+            "layers in eager mode, each at its best memory format; errors of all gradients relative to their norm in float64. "
+            "Megabytes: what a step takes at most beyond what lies there before it, and the peak of the process, torch's code "
+            f"included; the least of both formats. {_provenance(first)}\n"
+        )
+        text.append(
+            "| case | precision | fastdiff | torch | x | error | torch's | step, MB | torch's | of it | process | torch's |"
+        )
+        text.append(f"|---|---|{'--:|' * 10}")
+        for (case, precision), group in groupby(sorted(rows, key=_case), _case):
+            found = list(group)
+            sides = [[row for row in found if row["side"] == side] for side in ("fastdiff", "torch")]
+            ours, theirs = (min(side, key=lambda r: float(r["median_ms"])) for side in sides)
+            cells = [f"{row['median_ms']} {row['format']}" for row in (ours, theirs)]
+            cells += [f"{float(theirs['median_ms']) / float(ours['median_ms']):.2f}", ours["error"], theirs["error"]]
+            step, process = ([min(int(r[f"{of}_mb"]) for r in side) for side in sides] for of in ("step", "process"))
+            cells += [*map(str, step), f"{step[0] / step[1]:.2f}", *map(str, process)]
+            text.append(f"| {case} | {precision} | {' | '.join(cells)} |")
+    return text
 
 
 def _case(row: dict[str, str]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import report
+import unet_training
 from peer_report import section
 from peers import BREAKDOWN
 from peers import COLUMNS as PEER_COLUMNS
@@ -105,3 +106,26 @@ def test_peers_are_held_against_the_goals() -> None:
         "| 2 kinds below 1% each | | 0.09 | 2% | |",
     ):
         assert row in text, row
+
+
+def test_training_is_compared_with_torchs_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dict.fromkeys(unet_training.COLUMNS, "") | {"device": "a made-up processor", "case": "small", "precision": "bf16"}
+    measured = [
+        ("fastdiff", "NCHW", "120", "1.5e-02", "60", "500"),
+        ("fastdiff", "channels_last", "100", "1.6e-02", "59", "510"),
+        ("torch", "NCHW", "180", "1.2e-02", "160", "650"),
+        ("torch", "channels_last", "250", "1.1e-02", "150", "660"),
+    ]
+    folder = tmp_path / "results" / "unet_training"
+    folder.mkdir(parents=True)
+    with (folder / "made-up.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, unet_training.COLUMNS)
+        writer.writeheader()
+        for row in measured:
+            writer.writerow(
+                made | dict(zip(("side", "format", "median_ms", "error", "step_mb", "process_mb"), row, strict=True))
+            )
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    text = report.write_results().read_text()
+    row = "| small | bf16 | 100 channels_last | 180 NCHW | 1.80 | 1.6e-02 | 1.2e-02 | 59 | 150 | 0.39 | 500 | 650 |"
+    assert row in text.splitlines()

@@ -207,6 +207,8 @@ __global__ void __launch_bounds__(kThreadsOfBlock<kWarpsAcross>, kThreadsAtOnce<
   using S = Compute<T>;
   constexpr int kThreadsHere = kThreadsOfBlock<kWarpsAcross>, kStageBytes = kWarpsAcross * kTapBytes;
   constexpr int kOutputs = kWarpsAcross * static_cast<int>(kOutputBlock);
+  static_assert(kWarpsDown * kOutputs * sizeof(Moments<S>) + kThreadsHere * kLaneOutputs * sizeof(S) <= kStages * kStageBytes,
+                "what the epilogue needs");
   FASTDIFF_DYNAMIC_SHARED(memory);
   unsigned char *const operands = memory + kStages * kStageBytes, *const raw = operands + t.pixels * kBlockBytes;
   int* const places = reinterpret_cast<int*>(raw + t.ahead * t.slot);

@@ -3,8 +3,8 @@
 // and added one by one, in the same fragments.
 //
 // sums[i][j][2 h + e] is position 16 i + 8 h + lane / 4 and channel 8 (lane % 4) + 2 j + e: weights are packed so that a lane's
-// channels are neighbours, and it reads and writes 16 bytes of a pixel. 16 products take 4 fragments of inputs and 4 of weights,
-// 3 KB of shared memory: 192 bytes each, of the 256 that a multiprocessor of an A100 reads in the time of one.
+// channels are neighbours, and it reads and writes 16 bytes of a pixel. 16 products take 4 fragments of inputs and 4 of
+// weights, 3 KB of shared memory: 192 bytes each, of the 256 that a multiprocessor of an A100 reads in the time of one.
 #pragma once
 #include "../common/mma.h"
 #include "cuda_tiles.h"

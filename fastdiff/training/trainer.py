@@ -157,8 +157,12 @@ class Trainer:
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state, config = checkpoint.meta["state"], json.loads(json.dumps(self.model.config))  # tuples become lists
-        was, now = (_settings(*parts) for parts in ((checkpoint.meta["model"], state), (config, self.state())))
+        # Rebuilt, so that what was no setting yet when it was written has its default.
+        written, state = DiffusionModel.from_config(checkpoint.meta["model"]).config, checkpoint.meta["state"]
+        was, now = (
+            _settings(json.loads(json.dumps(config)), of)  # tuples become lists
+            for config, of in ((written, state), (self.model.config, self.state()))
+        )
         for name in now:
             if name != "step" and was.get(name) != now[name]:
                 raise ValueError(

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -310,6 +311,23 @@ def test_a_resume_with_other_settings_is_refused(network, values, message, run):
     with pytest.raises(ValueError, match=message):
         run("run", network, resume="last", **values)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_an_older_checkpoint_lacks_settings_that_were_none_yet(run, monkeypatch):
+    """They have their defaults: the run goes on with these, and with no others."""
+    run("run", crash_after=6)
+    own = read_checkpoint
+
+    def older(path):
+        checkpoint = own(path)
+        del checkpoint.meta["model"]["loss"], checkpoint.meta["model"]["network"]["context_dim"]
+        return checkpoint
+
+    monkeypatch.setattr(sys.modules[__name__], "read_checkpoint", older)
+    with pytest.raises(ValueError, match="was trained with context_dim = None, this run has 5"):
+        run("run", {"context_dim": 5}, resume="last")
+    folder = run("run", resume="last")
+    assert own(folder / "last").meta["state"]["step"] == 12
 
 
 def test_the_best_checkpoint_is_not_for_resuming(run):

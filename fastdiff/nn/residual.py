@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import ops
-from .fused import Map, Projections, on_maps
+from .fused import Map, Projections, modules_of, on_maps
 from .init import zeroed
 from .norm import Norm, norm_silu
 
@@ -91,4 +91,4 @@ class TimeResidualBlock(nn.Module):
 
 def projections(network: nn.Module, emb: torch.Tensor) -> Projections:
     """What all residual blocks of a network make of the embedding."""
-    return Projections(network, [m.time_proj for m in network.modules() if isinstance(m, TimeResidualBlock)], emb)
+    return Projections(network, [m.time_proj for m in modules_of(network) if isinstance(m, TimeResidualBlock)], emb)

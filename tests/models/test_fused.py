@@ -11,7 +11,7 @@ from oracle import needs_kernel
 from torch import nn
 
 from fastdiff import ops
-from fastdiff.models import UNet
+from fastdiff.models import SimpleUNet, UNet
 from fastdiff.nn import fused
 from fastdiff.nn.fused.convolution import Convolution
 from fastdiff.nn.fused.trained import TrainedConvolution
@@ -43,7 +43,7 @@ def made(**options: Any) -> UNet:
     return net
 
 
-def outputs(net: UNet, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+def outputs(net: UNet | SimpleUNet, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     """By fused convolutions, and by layers."""
     calls = []
     own = Convolution.run
@@ -64,6 +64,14 @@ def test_equals_the_layers(case: str, size: tuple[int, int], monkeypatch: pytest
     net = made(**CASES[case])
     got, want = outputs(net, torch.randn(3, net.in_channels, *size), monkeypatch)
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_simple_unet_equals_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = SimpleUNet(16, num_classes=3).eval()
+    nn.init.normal_(net.conv_out.weight, std=0.1)
+    got, want = outputs(net, torch.randn(3, 1, 9, 8), monkeypatch)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 

@@ -24,7 +24,7 @@ from .plan import key_of, plans_of
 from .stand_in import tensors
 from .trained import TrainedMap
 
-__all__ = ["Map", "Projections", "functions", "on_maps", "serves", "trains"]
+__all__ = ["Map", "Projections", "functions", "modules_of", "on_maps", "serves", "trains"]
 
 _CONVOLUTION, _TRAINED = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_conv2d"]
 # On CUDA those of tensor cores: in float32 torch's convolutions are faster than products one by one.

@@ -46,14 +46,12 @@ class Convolution:
     act: str = "none"
 
     def __post_init__(self) -> None:
-        n, _, *size = self.source.shape
-        before, after = self.padding[2::-2], self.padding[3::-2]
-        kernel = self.weight.shape[2:] or (1, 1)
-        sizes = [
-            (s + p + q - d * (k - 1) - 1) // step + 1
-            for s, p, q, d, k, step in zip(size, before, after, self.dilation, kernel, self.stride, strict=True)
-        ]
-        self.shape = torch.Size((n, self.weight.shape[0], *sizes))
+        n, _, height, width = self.source.shape
+        left, right, top, bottom = self.padding
+        outputs, _, kh, kw = self.weight.shape if self.weight.dim() == 4 else (*self.weight.shape, 1, 1)
+        height = (height + top + bottom - self.dilation[0] * (kh - 1) - 1) // self.stride[0] + 1
+        width = (width + left + right - self.dilation[1] * (kw - 1) - 1) // self.stride[1] + 1
+        self.shape = torch.Size((n, outputs, height, width))
 
     def run(self, statistics: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         x, stride = self.source, self.stride[0]

@@ -22,6 +22,8 @@ def _on_maps(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], C
 
 
 def _pair(v: Any) -> tuple[int, int]:
+    if type(v) is tuple and len(v) == 2:
+        return v
     if isinstance(v, int):
         return v, v
     first, second = v if len(v) == 2 else (*v, *v)
@@ -43,7 +45,7 @@ def conv2d(
     else:
         top, left = bottom, right = (0, 0) if padding == "valid" else _pair(padding)
     y = x.convolved(weight, bias, stride=stride, padding=(left, right, top, bottom), dilation=dilation, groups=groups)
-    return y if min(y.shape[2:]) > 0 else NotImplemented  # torch says what is wrong
+    return y if min(y.put_off.shape) > 0 else NotImplemented  # torch says what is wrong
 
 
 @_on_maps(F.batch_norm)

@@ -149,8 +149,9 @@ class UNet(Denoiser):
             channels = width
 
         middle_groups = groups if middle_groups is None else middle_groups
+        first = residual(channels, channels)
         centre = attention(channels, middle_groups) if middle_attention else [None]
-        self.middle = nn.ModuleList([Stage(residual(channels, channels), *centre), Stage(residual(channels, channels), None)])
+        self.middle = nn.ModuleList([Stage(first, *centre), Stage(residual(channels, channels), None)])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):

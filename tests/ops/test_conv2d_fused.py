@@ -119,7 +119,7 @@ PLACES = ((0, 0, 0), (17, 1, 4), (39, 34, 5), (31, 33, 2), (12, 27, 3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_order_for_products_one_by_one_on_cuda(dtype: torch.dtype) -> None:
     weight, block = torch.randn(40, 35, 2, 3).to(dtype), 64 // dtype.itemsize
-    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False).view(2, -1, 6, block, 32)
+    packed = ops.REGISTRY["pack_conv_weight"].reference(weight, *order_of(dtype, "cuda"), False).view(2, -1, 6, block, 32)
     for output, channel, tap in PLACES:
         place = (output // 32, channel // block, tap, channel % block, output % 32)
         assert packed[place] == weight[output, channel, tap // 3, tap % 3], (output, channel, tap)
@@ -131,7 +131,7 @@ def test_the_order_for_products_one_by_one_on_cuda(dtype: torch.dtype) -> None:
 def test_the_order_for_tensor_cores(dtype: torch.dtype) -> None:
     """A lane's registers of two right-hand matrices [16, 8], side by side, and four matrices give it neighbouring outputs."""
     weight = torch.randn(40, 35, 2, 3).to(dtype)
-    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False)
+    packed = ops.REGISTRY["pack_conv_weight"].reference(weight, *order_of(dtype, "cuda"), False)
     assert packed.dtype is dtype
     packed = packed.view(2, 2, 6, 2, 2, 32, 2, 4)  # of outputs, of channels, element, 16 channels, two matrices, lane, one, row
     found = {}

@@ -37,7 +37,7 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def run(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor):
+        if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or x.device.type not in _DTYPES:
             return forward(self, x, *args, **kwargs)
         if torch.is_grad_enabled():
             of = _on_maps if trains(self, x) else _by_layers

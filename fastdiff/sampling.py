@@ -131,7 +131,7 @@ def sample_to_folder(
     images = _write(
         folder / "samples.npz", images, y=np.empty(0, np.int64) if labels is None else labels.numpy(), seed=how.seed
     )
-    columns = len(classes) if classes is not None and len(classes) <= 16 else sample_columns(model)
+    columns = len(classes) if classes is not None and 1 < len(classes) <= 16 else sample_columns(model)
     save_images(images, folder / "samples.png", nrow=columns, scale=None)
     if png:
         save_each(images, folder)

@@ -135,5 +135,10 @@ def joined(owner: nn.Module, layers: Sequence[nn.Linear], dtype: torch.dtype) ->
 def repack(model: nn.Module) -> None:
     """Forget what was made of a model's weights: needed only after a write to a weight's `.data`."""
     _count()
+    drop(model)
+
+
+def drop(model: nn.Module) -> None:
+    """Free what was made of a model's weights."""
     for owner in (*model.modules(), *model.parameters()):
         _kept.pop(id(owner), None)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastdiff.models import UNet
-from fastdiff.nn import TimeResidualBlock, repack
+from fastdiff.nn import TimeResidualBlock, packed, repack
 from fastdiff.nn.fused import Map, on_maps
 from fastdiff.nn.fused.plan import MOST, plans_of
 
@@ -143,6 +143,25 @@ def test_training_takes_no_plan(awake) -> None:
     assert not torch.equal(net(x, emb), net(x, emb))
     with torch.enable_grad():
         assert net.eval()(x, emb).requires_grad
+
+
+def test_nothing_is_kept_through_training(awake) -> None:
+    net = small(awake)
+    net(images(), 3.0)
+    assert any(id(p) in packed._kept for p in net.parameters())
+    with torch.enable_grad():
+        net.train()(images(), 3.0)
+    assert not any(id(owner) in packed._kept for owner in (*net.parameters(), *net.modules()))
+    assert not plans_of(net).of
+
+
+def test_hooks_of_all_modules_are_called(awake) -> None:
+    net, calls = small(awake), []
+    net(images(), 3.0)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(type(module)))
+    net(images(), 3.0)
+    hook.remove()
+    assert nn.Conv2d in calls
 
 
 class Odd(nn.Module):

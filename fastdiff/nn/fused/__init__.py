@@ -20,7 +20,7 @@ from ... import ops
 from ..packed import joined
 from . import functions  # fills the table of what Maps put off
 from .feature_map import Map
-from .plan import key_of, plans_of
+from .plan import forget, key_of, plans_of
 from .stand_in import tensors
 from .trained import TrainedMap
 
@@ -40,6 +40,8 @@ def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or x.device.type not in _DTYPES:
             return forward(self, x, *args, **kwargs)
         if torch.is_grad_enabled():
+            if self.training:
+                forget(self)
             of = _on_maps if trains(self, x) else _by_layers
             return of(forward, self, x, *args, **kwargs)
         given = (x, *args, *kwargs.values())

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_stack
 from torch.utils._pytree import tree_flatten
 
@@ -43,7 +44,7 @@ class Guard:
             return False
         try:
             same = all(list(d.values()) == values for d, values in self.contents)
-        except RuntimeError:  # two different tensors have no truth
+        except (RuntimeError, ValueError):  # two different tensors, or arrays, have no truth
             return False
         return same and self._versions() == self.versions
 
@@ -152,6 +153,12 @@ def plans_of(network: nn.Module) -> Plans:
     return _plans.setdefault(network, Plans()) if found is None else found
 
 
+def forget(network: nn.Module) -> None:
+    """What was kept of a network for inference is not held through its training."""
+    if _plans.pop(network, None) is not None:
+        packed.drop(network)
+
+
 def key_of(args: Sequence[Any]) -> tuple[Any, ...]:
     """What a call with these arguments, a tensor first, depends on besides the network."""
     device = args[0].device.type
@@ -164,7 +171,7 @@ def _signature(v: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _watched() -> bool:
-    """Whether someone follows each operator: a tracer, torch.func, forward-mode derivatives."""
-    if torch.jit.is_tracing():
+    """Whether someone follows each operator or module: a tracer, torch.func, forward-mode derivatives, hooks of all modules."""
+    if torch.jit.is_tracing() or _has_any_global_hook():
         return True
     return _len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None or forward_ad._current_level >= 0

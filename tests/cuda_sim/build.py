@@ -173,9 +173,9 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _stubs(objects: list[Path]) -> str:
-    """The CPU kernels that bind.cpp names: nothing calls them here, but their addresses are taken."""
+    """The CPU kernels and instruction sets that bind.cpp names: nothing calls them here, but their addresses are taken."""
     out = subprocess.run(["nm", "-u", *map(str, objects)], capture_output=True, text=True, check=True).stdout
-    names = sorted({line.split()[-1] for line in out.splitlines() if "8fastdiff8baseline" in line})
+    names = sorted(set(re.findall(r"\b_ZN8fastdiff(?:8baseline|\d+cpu_)\w+", out)))
     return ".text\n" + "".join(f".globl {n}\n.type {n}, @function\n{n}: ud2\n" for n in names)
 
 

@@ -135,7 +135,7 @@ def test_convolutions_in_every_cut(name: str, dtype: torch.dtype, simulated: dic
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(outputs, shape[1], kh, kw) * (shape[1] * kh * kw) ** -0.5).to(dtype)
-    packed = ops.REGISTRY["pack_conv_weight"](weight, *order_of(dtype, "cuda"), False)
+    packed = ops.REGISTRY["pack_conv_weight"].reference(weight, *order_of(dtype, "cuda"), False)
     a, b, bias = 1 + 0.5 * torch.randn(shape[:2]), torch.randn(shape[:2]), torch.randn(outputs)
     args = (x, None, weight, packed, a, b, "silu", bias, None, "relu", stride, padding, False, True)
     assert not wrong(simulated["conv2d_fused"], Sample(name, args))

@@ -80,7 +80,7 @@ def made(case: str, layout: str) -> nn.Module:
 def measure(case: str, rounds: int, threads: int) -> list[dict[str, Any]]:
     x = torch.randn(CASES[case][1], 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(1))
     net = made(case, "NCHW")
-    with FlopCounterMode(display=False) as flops, by_layers():
+    with FlopCounterMode(display=False) as flops, fused.by_layers():
         net(x)
     truth = net.double()(x[:2].double())
     calls, errors = {}, {}
@@ -103,11 +103,6 @@ def measure(case: str, rounds: int, threads: int) -> list[dict[str, Any]]:
     return rows
 
 
-def by_layers() -> Any:
-    """Where networks run on torch's own layers."""
-    return patch.object(fused, "serves", lambda *_: False)
-
-
 def forward(case: str, x: torch.Tensor, threads: int, side: str, layout: str, precision: str, mode: str) -> Callable[[], Any]:
     net = made(case, layout)
     if side == "OpenVINO":
@@ -120,7 +115,7 @@ def forward(case: str, x: torch.Tensor, threads: int, side: str, layout: str, pr
             return run(x)
 
     def call_by_layers() -> torch.Tensor:
-        with by_layers():
+        with fused.by_layers():
             return call()
 
     return call if side == "fastdiff" or mode == "compile" else call_by_layers
@@ -129,7 +124,7 @@ def forward(case: str, x: torch.Tensor, threads: int, side: str, layout: str, pr
 def by_openvino(net: nn.Module, x: torch.Tensor, threads: int, precision: str) -> Callable[[], torch.Tensor]:
     import openvino
 
-    with by_layers():
+    with fused.by_layers():
         model = openvino.convert_model(net, example_input=x, input=[list(x.shape)])
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]

@@ -50,12 +50,12 @@ def assert_recorded(case: str, got: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_output_is_that_of_diffusers(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_that_of_diffusers(case: str, tmp_path: Path) -> None:
     net = UNet.from_diffusers(folder_of(case, tmp_path))
     assert not net.training
     assert_recorded(case, output(net))
-    monkeypatch.setattr(fused, "serves", lambda *_: False)
-    assert_recorded(case, output(net))
+    with fused.by_layers():
+        assert_recorded(case, output(net))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -50,9 +51,9 @@ def outputs(net: UNet | SimpleUNet, x: torch.Tensor, monkeypatch: pytest.MonkeyP
         patch.setattr(Convolution, "run", lambda *a: calls.append(1) or own(*a))
         by_fused = net(x, T)
         assert len(calls) > 10
-        patch.setattr(fused, "serves", lambda *_: False)
         calls.clear()
-        by_layers = net(x, T)
+        with fused.by_layers():
+            by_layers = net(x, T)
         assert not calls
     return by_fused, by_layers
 
@@ -130,11 +131,10 @@ def trained(net: UNet, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, served:
     net.zero_grad(set_to_none=True)
     calls = []
     with monkeypatch.context() as patch:
-        if not served:
-            patch.setattr(fused, "trains", lambda *_: False)
         own = TrainedConvolution.run
         patch.setattr(TrainedConvolution, "run", lambda *a: calls.append(1) or own(*a))
-        y = net(x, T).double()
+        with nullcontext() if served else fused.by_layers():
+            y = net(x, T).double()
     assert (len(calls) > 10) == served
     seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (y * seed).sum().backward()
@@ -168,6 +168,16 @@ def test_the_images_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
         trained(net, x, monkeypatch, served)
         gradients.append(x.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("conditioning", ["scale_shift", "scale", "add"])
+def test_down_to_a_single_pixel(conditioning: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a feature map has the shape of what the embedding adds to it."""
+    net, x = made(conditioning=conditioning, groups=4).to(dtype), torch.randn(3, 1, 2, 2).to(dtype)
+    got, want = outputs(net, x, monkeypatch)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 if dtype is torch.float32 else 0.05)
+    torch.testing.assert_close(net(x, T), want, rtol=1e-4, atol=1e-4 if dtype is torch.float32 else 0.05)  # with gradients
 
 
 def test_a_nan_stays_in_its_image() -> None:

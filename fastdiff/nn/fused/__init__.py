@@ -8,7 +8,8 @@ written there, on `Map`s in place of images. A Map puts off what it is asked for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -24,7 +25,7 @@ from .plan import forget, key_of, plans_of
 from .stand_in import tensors
 from .trained import TrainedMap
 
-__all__ = ["Map", "Projections", "functions", "modules_of", "on_maps", "serves", "trains"]
+__all__ = ["Map", "Projections", "by_layers", "functions", "modules_of", "on_maps", "serves", "trains"]
 
 _CONVOLUTION, _TRAINED = ops.REGISTRY["conv2d_fused"], ops.REGISTRY["norm_conv2d"]
 # On CUDA those of tensor cores: in float32 torch's convolutions are faster than products one by one.
@@ -32,12 +33,26 @@ _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torc
 _KNOWN = ("torch.nn.modules.", "fastdiff.")  # where layers come from whose forward takes Maps, or whatever acts like a tensor
 
 
+_off = False
+
+
+@contextmanager
+def by_layers() -> Iterator[None]:
+    """Where networks run on their layers one by one, to be compared with."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
 def on_maps(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A module's forward, or another method of it, with its images as Maps where `serves` allows it."""
 
     @wraps(forward)
     def run(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or x.device.type not in _DTYPES:
+        if _off or torch.compiler.is_compiling() or not isinstance(x, torch.Tensor) or x.device.type not in _DTYPES:
             return forward(self, x, *args, **kwargs)
         if torch.is_grad_enabled():
             if self.training:
@@ -93,7 +108,7 @@ def trains(network: nn.Module, x: Any) -> bool:
 
 
 def _takes(x: Any) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, torch.Tensor):
+    if _off or torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, torch.Tensor):
         return False
     return x.dim() == 4 and x.numel() > 0 and computed_in(x) in _DTYPES.get(x.device.type, ())
 

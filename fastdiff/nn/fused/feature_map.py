@@ -167,13 +167,12 @@ class Map(StandIn):
 
     def added(self, other: Map | torch.Tensor) -> Map:
         """Itself and other, of one shape, or a tensor [N, C, 1, 1]."""
-        n, channels, *size = self.shape
-        if isinstance(other, torch.Tensor) and other.shape == (n, channels, 1, 1) and size != [1, 1]:
+        if isinstance(other, torch.Tensor) and other.shape == (*self.shape[:2], 1, 1):
             return self._shifted(other[:, :, 0, 0])
         first, second = (self, other) if _free(other) else (other, self)
-        if _free(second) and first.shape == second.shape:
+        if _free(second) and first.shape == second.shape and first.dtype is second.dtype:
             return changed(second, put_off=changed(second.put_off, residual=value(first)))
-        return self.of(value(first) + value(second), self.counts)
+        return self.of((value(first) + value(second)).to(self.dtype), self.counts)
 
     def _shifted(self, offset: torch.Tensor) -> Map:
         if _free(self):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import fastdiff.nn as ours
 from fastdiff.nn.fused import on_maps
 
-drawn = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+drawn = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 pairs = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
@@ -118,6 +118,15 @@ def test_how_a_convolution_starts() -> None:
         ours.Conv2d(1, 1, 1, init="glorot")
 
 
+def _each_window_has_a_pixel(x: torch.Tensor, kernel: Any, stride: Any, padding: int, dilation: int, *rest: bool) -> bool:
+    """Of padding alone torch's max pool makes -inf, and its derivative writes outside of the image's memory (torch 2.13)."""
+    try:
+        y = nn.functional.max_pool2d(x, kernel, stride, padding, dilation, rest[1])
+    except RuntimeError:  # which `check` compares
+        return True
+    return bool(y.isfinite().all())
+
+
 @drawn
 @given(st.data())
 def test_pools(data: st.DataObject) -> None:
@@ -133,6 +142,7 @@ def test_pools(data: st.DataObject) -> None:
             stride, ceil = data.draw(st.none() | pairs), data.draw(st.booleans())
             if kind == "max":
                 arguments = (kernel, stride, padding, data.draw(st.integers(1, 2)), False, ceil)
+                assume(_each_window_has_a_pixel(x, *arguments))
                 check(ours.MaxPool2d(*arguments), nn.MaxPool2d(*arguments), x)
             else:
                 arguments = (kernel, stride, padding, ceil, data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 5)))

@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -91,15 +91,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_networks(Path(folder))
         chosen = {name: replace(case, folder=f"{folder}/{case.folder}") for name, case in chosen.items()}
-        rows = measure(chosen, machine, 2 if args.quick else args.rounds, compiled=not args.quick)
-        parts = [row for name, case in chosen.items() for row in parts_of(name, case, machine)] if args.breakdown else []
-    if args.quick:
-        return
-    results = HERE / "results"
-    print(write_rows(results / "peers" / file_name(machine["device"]), COLUMNS, rows, "case"))
-    if parts:
-        print(write_rows(results / "peers_breakdown" / file_name(machine["device"]), BREAKDOWN, parts, "case"))
-    print(write_results())
+        for rows in measure(chosen, machine, 2 if args.quick else args.rounds, compiled=not args.quick):
+            if not args.quick:  # case by case: one that fails, or is stopped, costs no other
+                record("peers", machine, COLUMNS, rows)
+        for name, case in chosen.items() if args.breakdown else ():
+            parts = parts_of(name, case, machine)
+            if not args.quick:
+                record("peers_breakdown", machine, BREAKDOWN, parts)
+    if not args.quick:
+        print(write_results())
+
+
+def record(what: str, machine: dict[str, Any], columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    if rows:
+        print(write_rows(HERE / "results" / what / file_name(machine["device"]), columns, rows, "case"), flush=True)
 
 
 def save_networks(folder: Path) -> None:
@@ -117,9 +122,8 @@ def save_networks(folder: Path) -> None:
         net.save_diffusers(folder / name)
 
 
-def measure(cases: dict[str, Case], machine: dict[str, Any], rounds: int, compiled: bool) -> list[dict[str, Any]]:
-    """Rows of all cases. The processes of a forward stay for sampling, so that a compiled network need not be made again."""
-    rows: list[dict[str, Any]] = []
+def measure(cases: dict[str, Case], machine: dict[str, Any], rounds: int, compiled: bool) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each case. The processes of a forward stay for sampling, so that no network is compiled twice."""
     for jobs in (("forward", "sampling"), ("training",)):
         these = {name: case for name, case in cases.items() if case.job in jobs}
         peers = [
@@ -128,11 +132,10 @@ def measure(cases: dict[str, Case], machine: dict[str, Any], rounds: int, compil
         running = {peer.name: Running(peer, machine["threads"]) for peer in peers}
         try:
             for name, case in these.items():
-                rows += measure_case(name, case, running, machine, rounds)
+                yield measure_case(name, case, running, machine, rounds)
         finally:
             for process in running.values():
                 process.end()
-    return rows
 
 
 def measure_case(

@@ -109,18 +109,10 @@ def network(peer: Peer, case: Case) -> Network:
 def _of_torch(peer: Peer, folder: str) -> Network:
     if peer.ours:
         if peer.precision in ("highest", "high"):
-            _set_precision(peer.precision)
+            fastdiff.set_float32_precision(peer.precision)
         return UNet.from_diffusers(folder)
     net = theirs(folder).to(peer.dtype).to(memory_format=peer.format)
     return _compiled(net) if peer.how == "compile" else net
-
-
-def _set_precision(precision: str) -> None:
-    setter = getattr(fastdiff, "set_float32_precision", None)
-    if setter is not None:
-        setter(precision)
-    elif precision != "highest":
-        raise NotImplementedError("this fastdiff has no set_float32_precision")
 
 
 def _compiled(net: nn.Module) -> Network:
@@ -272,7 +264,7 @@ def _serve(connection: Connection, peer: Peer, threads: int) -> None:
         command, *arguments = message
         try:
             connection.send((None, getattr(process, command)(*arguments)))
-        except Exception as error:
+        except Exception as error:  # whatever a rival raises goes to the process that measures, which says whose it is
             connection.send((f"{peer.name}: {error}", traceback.format_exc()))
 
 

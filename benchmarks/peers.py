@@ -146,15 +146,8 @@ def measure_case(
         process.tell("prepare", case)  # all at once, while there is nothing to time
     gflop, truth = truth_of(case)
     errors = {}
-    for peer, process in list(at_work.items()):
-        try:
-            output = process.answer()
-        except RuntimeError as error:
-            if "NotImplementedError" not in str(error):
-                raise
-            print(f"{name}, {peer}: not here ({str(error).splitlines()[0]})", flush=True)
-            del at_work[peer]
-            continue
+    for peer, process in at_work.items():
+        output = process.answer()
         errors[peer] = float(np.linalg.norm(output - truth) / np.linalg.norm(truth))
     best = peaks()
     taken = in_turns(at_work, rounds if case.job != "sampling" else max(2, rounds // 3))

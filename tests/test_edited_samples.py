@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sampling import arrays, run, sample  # noqa: F401 # run is a fixture
+from test_sampling import arrays, new_model, sample
 
 from fastdiff.cli import main
+from fastdiff.training import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("run")
 IMAGE = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -14,14 +15,21 @@ MARKED = np.zeros((8, 8), np.uint8)
 MARKED[:, 4:] = 255
 
 
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("runs/digits/checkpoints/last", model=new_model(10))
+    return tmp_path / "runs" / "digits"
+
+
 @pytest.fixture(autouse=True)
-def pictures(run):  # noqa: F811
+def pictures(run):
     Image.fromarray(IMAGE).save("image.png")
     Image.fromarray(MARKED).save("mask.png")
     Image.fromarray(np.zeros((6, 8), np.uint8)).save("small.png")
 
 
-def test_inpainting_keeps_what_the_mask_leaves_black(run):  # noqa: F811
+def test_inpainting_keeps_what_the_mask_leaves_black(run):
     sample("--num-samples", "5", "--inpaint", "image.png", "--mask", "mask.png")
     made = arrays(run / "samples")["x"][..., 0]
     np.testing.assert_allclose(made[:, :, :4], np.broadcast_to(IMAGE[:, :4] / 255, (5, 8, 4)), atol=1e-6)
@@ -30,7 +38,7 @@ def test_inpainting_keeps_what_the_mask_leaves_black(run):  # noqa: F811
     assert shown.size > 5 * 64
 
 
-def test_init_begins_from_the_picture(run):  # noqa: F811
+def test_init_begins_from_the_picture(run):
     distances = []
     for strength in ("0.1", "1"):
         sample("--num-samples", "20", "--init", "image.png", "--strength", strength, "--precision", "fp32")
@@ -38,7 +46,7 @@ def test_init_begins_from_the_picture(run):  # noqa: F811
     assert distances[0] < distances[1]
 
 
-def test_interpolation_ends_in_the_samples_of_its_seeds(run):  # noqa: F811
+def test_interpolation_ends_in_the_samples_of_its_seeds(run):
     how = ["--steps", "4", "--precision", "fp32"]
     assert main(["interpolate", "runs/digits", "--seeds", "3,8", "--num-images", "5", "--class", "7", *how]) == 0
     with np.load(run / "samples" / "interpolation.npz") as file:
@@ -70,7 +78,7 @@ def test_interpolation_ends_in_the_samples_of_its_seeds(run):  # noqa: F811
         ("interpolate", 2, ["give a run folder or a checkpoint"]),
     ],
 )
-def test_wrong_arguments_are_one_line(words, code, parts, capsys, run):  # noqa: F811
+def test_wrong_arguments_are_one_line(words, code, parts, capsys, run):
     assert main(words.split()) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checks import check_images
+
 
 class Classifier(nn.Module):
     """Base of networks from images to logits. A subclass defines `classify(x)`.
@@ -49,10 +51,7 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def _check_images(self, x: torch.Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f"x must have 4 dimensions [N, C, H, W], got shape {tuple(x.shape)}")
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"x must have in_channels = {self.in_channels} channels, got shape {tuple(x.shape)}")
+        check_images(x, self.in_channels)
         size, least = tuple(x.shape[2:]), self.min_size
         if size != (least, least) and (self.fixed_size or min(size) < least):
             raise ValueError(

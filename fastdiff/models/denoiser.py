@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..nn import LabelEmbedding, TimeMLP
+from .checks import check_images
 
 
 def constructor_arguments(local: dict[str, Any]) -> dict[str, Any]:
@@ -88,10 +89,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def _check_images(self, x: torch.Tensor) -> None:
-        if x.dim() != 4:
-            raise ValueError(f"x must have 4 dimensions [N, C, H, W], got shape {tuple(x.shape)}")
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"x must have in_channels = {self.in_channels} channels, got shape {tuple(x.shape)}")
+        check_images(x, self.in_channels)
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(
                 f"x is too small: this network needs at least {self.min_size}x{self.min_size} pixels, "

@@ -54,7 +54,10 @@ def call(
 ) -> tuple[Any, ...]:
     """Arguments of the op in bf16, with everything that a call may have."""
     generator = torch.Generator().manual_seed(sum(size) + inputs)
-    normal = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
     x, weight = (
         normal(2, inputs, *size).bfloat16(),
         (normal(outputs, inputs, kernel, kernel) / (inputs**0.5 * kernel)).bfloat16(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,6 +26,18 @@ class TorchNorm(nn.Module):
     def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
         norm = self.norm
         return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale, shift, self.act)
+
+
+def seeded(build: Callable[[], nn.Module], side: str) -> nn.Module:
+    """A new network, of the same weights on each side of a comparison; "torch": on torch's own layers."""
+    torch.manual_seed(0)
+    network = build()
+    for p in network.parameters():  # some start at zero, which would hide what they multiply
+        if not p.any():
+            nn.init.normal_(p, std=0.02)
+    if side == "torch":
+        with_torch_layers(network)
+    return network
 
 
 def with_torch_layers(network: nn.Module) -> None:

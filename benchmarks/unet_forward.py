@@ -19,9 +19,8 @@ import torch
 from record import THREADS, file_name, measured_on, write_rows
 from report import write_results
 from timing import interleaved
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torch_layers import with_torch_layers
+from torch_layers import seeded
 
 from fastdiff.memory import keep_freed_memory
 from fastdiff.models import UNet
@@ -56,14 +55,7 @@ def main() -> None:
 
 
 def made(case: str, side: str, layout: str) -> UNet:
-    torch.manual_seed(0)
-    net = CASES[case][2]().eval()
-    for p in net.parameters():  # some start at zero, which would hide what they multiply
-        if not p.any():
-            nn.init.normal_(p, std=0.02)
-    if side == "torch":
-        with_torch_layers(net)
-    return net.to(memory_format=FORMATS[layout])
+    return seeded(CASES[case][2], side).eval().to(memory_format=FORMATS[layout])
 
 
 def measure(case: str, rounds: int) -> list[dict[str, Any]]:

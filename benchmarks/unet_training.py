@@ -23,9 +23,8 @@ import torch
 from record import THREADS, file_name, measured_on, write_rows
 from report import write_results
 from timing import interleaved
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torch_layers import with_torch_layers
+from torch_layers import seeded
 
 from fastdiff.memory import keep_freed_memory
 from fastdiff.models import UNet
@@ -60,14 +59,7 @@ def main() -> None:
 
 
 def made(case: str, side: str, layout: str) -> UNet:
-    torch.manual_seed(0)
-    net = CASES[case][2]().train()
-    for p in net.parameters():  # some start at zero, which would hide what they multiply
-        if not p.any():
-            nn.init.normal_(p, std=0.02)
-    if side == "torch":
-        with_torch_layers(net)
-    return net.to(memory_format=FORMATS[layout])
+    return seeded(CASES[case][2], side).train().to(memory_format=FORMATS[layout])
 
 
 def batch_of(case: str, layout: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
